@@ -1,0 +1,47 @@
+# What one can do here. `make demo` and `make test` need nothing but Python 3.11 or newer and, for the first, a few minutes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean format
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+demo: $(READY) ## Watch a broker, a hub and three devices grow one model
+	$(BIN)/bramble demo
+
+test: $(READY) ## Run every test
+	$(BIN)/python -m pytest
+
+check: $(READY) ## Lint, types, and the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## Measure, side by side with a peer; JSON on standard output
+	@for script in bench/*.py; do echo "== $$script" >&2; $(BIN)/python $$script --json -; done
+
+format: $(READY) ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what was made here
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Bramble needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up $(VENV). The first time this takes 5 to 10 minutes, most of it compiling llama.cpp:" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "  1/3 pip" >&2; $(PIP) --upgrade 'pip>=25.1'
+	@echo "  2/3 llama.cpp (compiles when there is no wheel for this machine yet), torch for the CPU" >&2
+	@$(PIP) llama-cpp-python==0.3.36 torch==2.13.0
+	@echo "  3/3 Bramble and what it is checked with" >&2
+	@$(PIP) --editable . --group dev
+	@touch $@
