@@ -1,0 +1,1 @@
+"""Keys, envelopes, sealing. Only here: cryptography."""
