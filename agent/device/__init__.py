@@ -1,0 +1,1 @@
+"""What this machine is, and what it may spend. Only here: psutil."""
