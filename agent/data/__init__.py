@@ -1,0 +1,1 @@
+"""The owner's text: sources, consent, windows of tokens."""
