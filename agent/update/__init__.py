@@ -1,0 +1,1 @@
+"""What a device sends: the delta of an adapter, clipped, compressed, in wire form."""
