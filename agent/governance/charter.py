@@ -1,0 +1,79 @@
+"""The charter: the rules of a community, signed by its hub and shown to an owner before joining."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+WHAT_IS_SENT = (
+    "the change that training on your text made to the adapter (clipped, compressed, sealed for this hub)",
+    "how many tokens and steps it was trained on",
+    "the mean loss of a candidate on the text you held back: two numbers",
+)
+WHAT_IS_NOT_SENT = ("your text, or any part of it", "file names or paths", "your personal adapter")
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingPlan(_Rule):
+    """What every device does in one round."""
+
+    steps: int = Field(default=40, ge=1, le=100_000)
+    batch_size: int = Field(default=8, ge=1, le=256)
+    window: int = Field(default=256, ge=16, le=8192, description="tokens in one training window")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    warmup_steps: int = Field(default=4, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    grad_clip: float = Field(default=1.0, gt=0)
+
+
+class RoundRules(_Rule):
+    """When a round merges, and when its candidate is promoted."""
+
+    quorum: int = Field(default=2, ge=1, description="no merge with fewer updates than this")
+    target: int = Field(default=3, ge=1, description="merge at once when so many are in")
+    collect_seconds: float = Field(default=3600.0, gt=0)
+    trial_quorum: int = Field(default=1, ge=1, description="no decision with fewer verdicts than this")
+    trial_seconds: float = Field(default=600.0, gt=0)
+    tolerance: float = Field(default=0.0, ge=0, description="relative loss by which the weighted median may get worse")
+    harm_limit: float = Field(default=0.05, ge=0, description="relative loss by which no single device may get worse")
+
+    @model_validator(mode="after")
+    def _target_reaches_quorum(self) -> RoundRules:
+        if self.target < self.quorum:
+            message = f"target ({self.target}) is below quorum ({self.quorum}): no round could ever merge at its target"
+            raise ValueError(message)
+        return self
+
+
+class Charter(_Rule):
+    """The rules of one community.
+
+    Attributes:
+        base_sha256: hex SHA-256 of the GGUF file that every device trains.
+        max_update_norm: L2 norm above which a device clips its update and the hub refuses it.
+    """
+
+    name: ShortText
+    base_name: ShortText
+    base_sha256: Sha256Hex
+    base_bytes: int = Field(gt=0)
+    licence: ShortText = "CC-BY-SA-4.0"
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float = Field(default=16.0, gt=0)
+    target_modules: tuple[ShortText, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        max_length=32,
+    )
+    merge_rule: ShortText = "stack"
+    compression: Literal["int8", "none"] = "int8"
+    max_update_norm: float = Field(default=100.0, gt=0)
+    training: TrainingPlan = TrainingPlan()
+    rounds: RoundRules = RoundRules()
