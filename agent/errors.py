@@ -72,13 +72,6 @@ class BrambleError(Exception):
     def __str__(self) -> str:
         return self.message
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.advice))
-
-
-def _rebuild(cls: type[BrambleError], message: str, advice: str) -> BrambleError:
-    return cls(message, advice=advice)
-
 
 class StateError(BrambleError):
     """Something about the state directory stands in the way."""

@@ -6,8 +6,9 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import platformdirs
 from agent.errors import AlreadyRunningError, DiskFullError, StateError
 
 HOME_VARIABLE = "BRAMBLE_HOME"
+
+SCARCE_BYTES = 64 * 1024
+"""Less free space than this is none: SQLite alone wants 32 KiB at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +89,14 @@ def exclusive(home: Home) -> Iterator[None]:
         AlreadyRunningError: another process holds it.
     """
     lock = filelock.FileLock(home.lock, timeout=0)
-    try:
-        with explained_disk(home.lock):
+    with explained_disk(home.lock):
+        try:
             lock.acquire()
-    except filelock.Timeout as cause:
-        raise AlreadyRunningError(
-            f"another Bramble process is running on {home.root}",
-            advice="Stop that one first, or give this one a directory of its own with --home.",
-        ) from cause
+        except filelock.Timeout as cause:  # which is an OSError too
+            raise AlreadyRunningError(
+                f"another Bramble process is running on {home.root}",
+                advice="Stop that one first, or give this one a directory of its own with --home.",
+            ) from cause
     try:
         yield
     finally:
@@ -118,6 +122,14 @@ def explained_disk(path: Path) -> Iterator[None]:
         raise StateError(
             f"cannot use {path}: {cause.strerror or cause}", advice="Check that the path exists and is yours to write."
         ) from cause
+
+
+def out_of_room(path: Path) -> bool:
+    """Say whether the disk below ``path`` is full: SQLite calls some of that an I/O error."""
+    try:
+        return shutil.disk_usage(path).free < SCARCE_BYTES
+    except OSError:
+        return False
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -193,6 +205,12 @@ class BlobStore:
                 advice="Start again: it will be fetched or made anew. Check the disk if this comes back.",
             )
         return data
+
+    def keep_only(self, wanted: Container[str]) -> None:
+        """Forget every blob that is not wanted."""
+        for path in self._directory.iterdir():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
 
     def discard(self, sha256: str) -> None:
         """Forget a blob, if it is here."""

@@ -1,0 +1,296 @@
+"""What a worker process can be asked to do, and what it answers. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Compute: TypeAlias = Literal["auto", "float32", "bfloat16"]
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+PAUSED_STATUS = 75
+"""Exit status of a worker that kept a checkpoint and left because it was asked to (``EX_TEMPFAIL``)."""
+
+
+class _Frozen(BaseModel):
+    """A value that crosses the border between two processes as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class _JobBase(_Frozen):
+    """What every job has.
+
+    Attributes:
+        base_path: the GGUF base.
+        threads: threads to compute on.
+    """
+
+    base_path: Path
+    threads: int = Field(default=1, ge=1, le=1024)
+
+
+class PrepareJob(_JobBase):
+    """Turn the owner's text into windows of tokens.
+
+    Attributes:
+        sources: files and folders of text.
+        out_dir: gets ``train.npz`` and ``heldout.npz``, each with ``tokens``: uint32 ``(n, window)``.
+        window: tokens a window.
+        holdout_fraction: share of the passages that is never trained on.
+        max_windows: most training windows; None for all.
+        max_heldout_windows: most held-out windows; None for all.
+        seed: of what is drawn at random.
+    """
+
+    kind: Literal["prepare"] = "prepare"
+    sources: tuple[Path, ...]
+    out_dir: Path
+    window: int = Field(default=256, ge=8, le=1 << 20)
+    holdout_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    max_windows: int | None = Field(default=None, ge=1)
+    max_heldout_windows: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+
+class PrepareResult(_Frozen):
+    """What a :class:`PrepareJob` made.
+
+    Attributes:
+        train_path: the training windows.
+        heldout_path: the held-out windows.
+        documents: documents read.
+        passages: passages that they were cut into.
+        repeats: passages left out because another one is alike.
+        train_windows: windows to train on.
+        heldout_windows: windows held back.
+        tokens: tokens in all windows.
+        skipped: files that were not read, each with its reason.
+    """
+
+    kind: Literal["prepare"] = "prepare"
+    train_path: Path
+    heldout_path: Path
+    documents: int
+    passages: int
+    repeats: int
+    train_windows: int
+    heldout_windows: int
+    tokens: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    peak_rss_mb: float = 0.0
+
+
+class TrainJob(_JobBase):
+    """Train an adapter.
+
+    Attributes:
+        base_sha256: what the base must be.
+        windows_path: ``.npz`` with ``tokens``.
+        start_adapter: safetensors file or PEFT directory to go on from; None for a new adapter (B is zero).
+        rank: of the adapter; a start adapter must have it.
+        alpha: of the adapter; a start adapter must have it.
+        target_modules: last names of the layers to change, such as ``q_proj``.
+        steps: optimiser steps.
+        batch_size: windows a step.
+        learning_rate: at its highest.
+        warmup_steps: steps over which it rises; a cosine then takes it down.
+        weight_decay: of AdamW.
+        grad_clip: largest norm of the gradient.
+        seed: of the initial A and of the order of the windows.
+        compute: arithmetic of the frozen layers; ``auto`` measures which is faster here.
+        checkpoint_dir: where a killed worker's successor goes on from; removed by the owner of the job when done.
+        checkpoint_seconds: time between checkpoints.
+        out_dir: gets ``peft/``, ``adapter.safetensors`` and ``adapter.gguf``.
+    """
+
+    kind: Literal["train"] = "train"
+    base_sha256: Sha256
+    windows_path: Path
+    start_adapter: Path | None = None
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float = Field(default=16.0, gt=0)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    compute: Compute = "auto"
+    checkpoint_dir: Path
+    checkpoint_seconds: float = Field(default=30.0, ge=0)
+    out_dir: Path
+
+
+class TrainResult(_Frozen):
+    """What a :class:`TrainJob` reached.
+
+    Attributes:
+        steps: optimiser steps done, earlier workers' included.
+        resumed_from: the step at which this worker took over; 0 where it began.
+        tokens: target tokens trained on, earlier workers' included.
+        first_loss: nats a token of the first step.
+        last_loss: nats a token, mean over the last tenth of the steps.
+        seconds: that this worker trained, start-up not included.
+        tok_s: tokens a second of this worker.
+        compute: the arithmetic used.
+        peak_rss_mb: largest resident size of this worker, in MiB.
+        adapter_path: ``adapter.safetensors``.
+        gguf_path: ``adapter.gguf``.
+        peft_path: ``peft/``.
+        adapter_sha256: of ``adapter.safetensors``.
+    """
+
+    kind: Literal["train"] = "train"
+    steps: int
+    resumed_from: int
+    tokens: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    tok_s: float
+    compute: Literal["float32", "bfloat16"]
+    peak_rss_mb: float
+    adapter_path: Path
+    gguf_path: Path
+    peft_path: Path
+    adapter_sha256: Sha256
+
+
+class ScaledAdapter(_Frozen):
+    """A GGUF adapter and how strongly it counts."""
+
+    path: Path
+    scale: float = 1.0
+
+
+class Variant(_Frozen):
+    """A base with some adapters, under a name; with none, it is the base alone."""
+
+    name: str
+    adapters: tuple[ScaledAdapter, ...] = ()
+
+
+class EvaluateJob(_JobBase):
+    """Measure losses by llama.cpp.
+
+    Attributes:
+        windows_path: ``.npz`` with ``tokens``.
+        variants: what to measure, all on one loaded base.
+        n_ctx: context of llama.cpp; None for the length of the windows.
+        max_windows: measure only the first so many; None for all.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    windows_path: Path
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    n_ctx: int | None = Field(default=None, ge=2)
+    max_windows: int | None = Field(default=None, ge=1)
+
+
+class MeasureVariant(_Frozen):
+    """A base with one adapter as PEFT computes it, under a name; with None, the base alone."""
+
+    name: str
+    adapter: Path | None = None
+
+
+class MeasureJob(_JobBase):
+    """Measure the same losses by the model that trains (torch, PEFT), to compare it with llama.cpp.
+
+    Attributes:
+        windows_path: ``.npz`` with ``tokens``.
+        variants: what to measure; adapters are safetensors files or PEFT directories.
+        batch_size: windows at a time.
+        compute: arithmetic of the frozen layers.
+        max_windows: measure only the first so many; None for all.
+    """
+
+    kind: Literal["measure"] = "measure"
+    windows_path: Path
+    variants: tuple[MeasureVariant, ...] = Field(min_length=1)
+    batch_size: int = Field(default=4, ge=1)
+    compute: Compute = "float32"
+    max_windows: int | None = Field(default=None, ge=1)
+
+
+class EvaluateResult(_Frozen):
+    """What an :class:`EvaluateJob` or a :class:`MeasureJob` found.
+
+    Attributes:
+        losses: mean nats a token by name of the variant.
+        targets: over how many tokens.
+        seconds: for all variants, start-up not included.
+        peak_rss_mb: largest resident size of the worker, in MiB.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    losses: dict[str, float]
+    targets: int
+    seconds: float
+    peak_rss_mb: float
+
+
+Job: TypeAlias = PrepareJob | TrainJob | EvaluateJob | MeasureJob
+Result: TypeAlias = PrepareResult | TrainResult | EvaluateResult
+
+
+class Progress(_Frozen):
+    """How far a worker is.
+
+    Attributes:
+        phase: what it is doing: ``load``, ``read``, ``tokenise``, ``train``, ``evaluate`` or ``write``.
+        step: how many of ``steps`` are done.
+        steps: how many there are; 0 where that is not known.
+        loss: nats a token of the latest step, where there is one.
+        tok_s: tokens a second, where that is known.
+    """
+
+    phase: str
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tok_s: float | None = None
+
+
+class ProgressEvent(Progress):
+    """A line of a worker's output: progress."""
+
+    event: Literal["progress"] = "progress"
+
+
+class ResultEvent(_Frozen):
+    """A line of a worker's output: its result, the last line."""
+
+    event: Literal["result"] = "result"
+    result: Annotated[Result, Field(discriminator="kind")]
+
+
+class ErrorEvent(_Frozen):
+    """A line of a worker's output: an error that can be explained, the last line."""
+
+    event: Literal["error"] = "error"
+    code: str
+    message: str
+    advice: str
+
+
+class PausedEvent(_Frozen):
+    """A line of a worker's output: it was asked to leave, and its checkpoint is kept. The last line."""
+
+    event: Literal["paused"] = "paused"
+    step: int = 0
+    steps: int = 0
+
+
+Event: TypeAlias = ProgressEvent | ResultEvent | ErrorEvent | PausedEvent
+
+JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+"""Reads a job from JSON."""
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+"""Reads a line of a worker's output."""

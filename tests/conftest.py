@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.models import Shape, quantise, write_model
+
+settings.register_profile("bramble", deadline=None)  # a busy machine is no wrong answer
+settings.load_profile("bramble")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama in float32, with tied embeddings."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny-f32.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_q8(tiny_f32: Path) -> Path:
+    """The same model in Q8_0."""
+    return quantise(tiny_f32, tiny_f32.with_name("tiny-q8_0.gguf"), "MOSTLY_Q8_0")
+
+
+@pytest.fixture(scope="session")
+def untied_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama with an output layer of its own, rotary factors, and as many key-value heads as heads."""
+    shape = Shape(layers=1, tied=False, rope_factors=True, kv_heads=4)
+    return write_model(tmp_path_factory.mktemp("models") / "untied-f32.gguf", shape, seed=1)
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real llama that this project did not make: 260 K parameters, trained on children's stories."""
+    path = SHARED_DATA / "stories260K.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in ../shared/data")
+    return path
