@@ -1,0 +1,1 @@
+"""Links to a broker, topics, chunked transfers, the durable outbox. Only here: paho, amqtt."""

@@ -1,0 +1,65 @@
+"""Who may say and hear what on the broker. Pure rules, enforced by the embedded broker and mirrored in configurations.
+
+Three kinds of user: the hub (``hub``), a member device (its id), a newcomer who holds an invite (``join-<invite>``).
+Broker rules are the outer fence: what counts is that every message is signed, and most are sealed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from agent.transport.topics import COMMUNITY, DEVICE, INVITE, ROOT
+
+Action: TypeAlias = Literal["publish", "subscribe", "receive"]
+
+HUB_USER = "hub"
+JOIN_PREFIX = "join-"
+
+
+def join_user(invite: str) -> str:
+    """Give the broker user of whoever holds this invite."""
+    if not INVITE.fullmatch(invite):
+        raise ValueError(f"{invite!r} is not an invite id")
+    return JOIN_PREFIX + invite
+
+
+def rules(user: str, action: Action, community: str) -> tuple[str, ...]:
+    """Give the filters that ``user`` may use for ``action`` in a community; none for an unknown user."""
+    if not COMMUNITY.fullmatch(community):
+        return ()
+    says: tuple[str, ...] = ()
+    hears: tuple[str, ...] = ()
+    if user == HUB_USER:
+        says = hears = ("#",)
+    elif DEVICE.fullmatch(user):
+        says = (f"from/{user}/+", f"life/{user}")
+        hears = ("hub/+", f"to/{user}/+")
+    elif user.startswith(JOIN_PREFIX) and INVITE.fullmatch(invite := user.removeprefix(JOIN_PREFIX)):
+        says = (f"join/{invite}/+",)
+        hears = ("hub/card", "hub/charter", f"joined/{invite}/+")
+    return tuple(f"{ROOT}/{community}/{rule}" for rule in (says if action == "publish" else hears))
+
+
+def allowed(user: str, action: Action, topic: str, community: str) -> bool:
+    """Say whether ``user`` may do this.
+
+    Args:
+        user: the authenticated broker user.
+        action: ``publish`` and ``receive`` take a topic, ``subscribe`` a filter.
+        topic: the topic or filter. A filter is allowed only if every topic it reaches is.
+        community: 32 hexadecimal digits.
+    """
+    return any(covers(rule, topic) for rule in rules(user, action, community))
+
+
+def covers(rule: str, topic_filter: str) -> bool:
+    """Say whether every topic that ``topic_filter`` reaches is reached by ``rule`` too."""
+    granted, asked = rule.split("/"), topic_filter.split("/")
+    for position, level in enumerate(granted):
+        if level == "#":
+            return True
+        if position >= len(asked) or asked[position] == "#":
+            return False
+        if level not in ("+", asked[position]):
+            return False
+    return len(granted) == len(asked)
