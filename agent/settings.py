@@ -35,7 +35,7 @@ class DeviceSettings(BaseModel):
     rank: int | None = Field(default=None, ge=1, le=256)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     holdout_fraction: float = Field(default=0.1, gt=0, lt=0.9)
-    max_heldout_windows: int = Field(default=64, ge=1)
+    max_heldout_windows: int = Field(default=32, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     personal_adapter: bool = True
     resend_seconds: float = Field(default=15.0, gt=0)
