@@ -1,0 +1,409 @@
+"""The running device: it hears the hub, decides what is next, and does it, one thing at a time.
+
+Deciding is :func:`agent.federation.decide.next_action`; each thing to do is a room of its own. Everything that must
+survive is in the store before the next thing begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.crypto.envelope import parse, verify
+from agent.crypto.identity import Identity
+from agent.data.consent import ConsentBook
+from agent.errors import (
+    BrambleError,
+    MalformedMessageError,
+    NoTextError,
+    ProtocolError,
+    TrainingPausedError,
+    WrongCommunityError,
+)
+from agent.events import Events, Value
+from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait, next_action
+from agent.federation.fetching import Fetcher
+from agent.federation.judging import AdapterFiles, keep_personal, measure
+from agent.federation.learning import learn
+from agent.federation.messages import Announcement, Chunk, Manifest, Offer, Receipt, Verdict
+from agent.federation.sending import Sender
+from agent.federation.store import DeviceStore
+from agent.federation.text import PreparedText, prepare_text
+from agent.paths import BlobStore
+from agent.settings import DeviceSettings
+from agent.training.job import Progress
+from agent.transport.link import Link, LinkState, Message
+from agent.transport.topics import ParsedTopic, Topics
+
+RETRY_SECONDS = (5.0, 300.0)
+"""How long to wait after work that failed: at first, and at most."""
+
+LOOK_AGAIN_SECONDS = 30.0
+"""How often a waiting device looks whether its owner has added text."""
+
+
+class Device:
+    """Takes part in the rounds of one community.
+
+    Args:
+        store: the device's memory; it has a membership.
+        identity: the device's keys.
+        settings: the owner's.
+        link: to the broker, not yet connected.
+        events: where to tell what happens.
+    """
+
+    def __init__(
+        self, *, store: DeviceStore, identity: Identity, settings: DeviceSettings, link: Link, events: Events
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._settings = settings
+        self._link = link
+        self._events = events
+        self._membership = store.membership
+        self._hub = self._membership.hub_identity
+        self._community = bytes.fromhex(self._membership.community)
+        self._topics = Topics(self._membership.community)
+        self._blobs = BlobStore(store.home.blobs)
+        self._sender = Sender(
+            store=store,
+            identity=identity,
+            link=link,
+            topics=self._topics,
+            community=self._community,
+            patience=settings.resend_seconds,
+        )
+        self._fetcher = Fetcher(
+            blobs=self._blobs, identity=identity, community=self._community, directory=store.home.inbox
+        )
+        self._text: PreparedText | None = None
+        self._something_happened = asyncio.Event()
+        self._last_shown = 0.0
+        self._told = ("", "")
+        self._training_round = 0
+        self._stop_training = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with self._link:
+            self._link.on_state(self._link_changed)
+            await self._link.subscribe(self._topics.all_to(self._identity.id))
+            await self._link.subscribe(self._topics.hub("round"))
+            self._events.say(
+                "device-ready",
+                f"device {self._identity.short_id} is connected to {self._membership.charter.name!r}",
+                device=self._identity.id,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(), name="device-listen")
+                tasks.create_task(self._sender.run(), name="device-send")
+                tasks.create_task(self._conduct(), name="device-conduct")
+
+    # --- doing -------------------------------------------------------------------------------------------------
+
+    async def _conduct(self) -> None:
+        """Do the next thing, again and again; wait where there is none."""
+        pause = RETRY_SECONDS[0]
+        while True:
+            self._something_happened.clear()
+            action = next_action(self._situation())
+            try:
+                await self._do(action)
+                pause = RETRY_SECONDS[0]
+            except BrambleError as error:
+                self._failed(action, error)
+                await self._wait(pause)
+                pause = min(pause * 2, RETRY_SECONDS[1])
+
+    def _situation(self) -> Situation:
+        announcement = self._store.announcement
+        manifests = [announcement.release, announcement.candidate] if announcement else []
+        return Situation(
+            announcement=announcement,
+            adopted=self._store.adopted(),
+            declined=self._store.declined(),
+            here={manifest.sha256 for manifest in manifests if manifest and self._blobs.has(manifest.sha256)},
+            sent_round=self._store.last_round(),
+            judged=self._store.judged().keys(),
+            has_text=bool(self._sources()),
+        )
+
+    def _sources(self) -> list[Path]:
+        return [row.path for row in ConsentBook(self._store.connection).sources()]
+
+    async def _do(self, action: object) -> None:
+        match action:
+            case Wait(reason=reason):
+                self._tell("waiting", reason)
+                await self._wait(LOOK_AGAIN_SECONDS)
+            case Fetch(manifest=manifest):
+                await self._fetch(manifest)
+            case Adopt(release=release):
+                await self._adopt(release)
+            case Judge(candidate=candidate, current=current, round=number):
+                await self._judge(candidate, current, number)
+            case Train(round=number, start=start, seal_key=seal_key):
+                await self._train(number, start, seal_key)
+
+    async def _fetch(self, manifest: Manifest) -> None:
+        self._tell("fetching", f"fetching adapter {manifest.sha256[:10]} (release {manifest.number})")
+        want = self._fetcher.want(manifest)
+        await self._sender.say("want", want)
+        await self._fetcher.wait(manifest.sha256, patience=self._settings.resend_seconds)
+
+    async def _adopt(self, release: Manifest) -> None:
+        before, after = self._store.judged().get(release.sha256, (None, None))
+        current = self._store.adopted()
+        if before is None and current is not None and self._sources():
+            before, after, _targets = await self._compare(
+                current[1], release.sha256, f"trying release {release.number}"
+            )
+        worse = before is not None and after is not None and after > before
+        self._store.save_release(release, adopt=not worse, before=before, after=after)
+        fields: dict[str, Value] = {
+            "release": release.number,
+            "sha256": release.sha256,
+            "before": before,
+            "after": after,
+        }
+        if worse:
+            self._events.say("declined", f"release {release.number} is worse here and was not adopted", **fields)
+            return
+        change = "" if before is None or after is None else f" (held-out loss {before:.4f} → {after:.4f})"
+        self._events.say("adopted", f"release {release.number} is in use{change}", **fields)
+        await asyncio.to_thread(AdapterFiles(store=self._store, base=self._membership.base).gguf, release.sha256)
+        await self._personal(release, after)
+        self._forget_old(release)
+
+    def _forget_old(self, release: Manifest) -> None:
+        """Remove adapters that nothing here needs any more: all but the release and what was trained last."""
+        rounds = self._store.rounds()
+        keep = {release.sha256, *(str(record.report.get("trained", "")) for record in rounds[-1:])}
+        self._blobs.keep_only(keep)
+        AdapterFiles(store=self._store, base=self._membership.base).keep_only({release.sha256})
+
+    async def _personal(self, release: Manifest, community_loss: float | None) -> None:
+        """Keep what this device learned beyond the community, where it helps its owner."""
+        rounds = self._store.rounds()
+        trained = str(rounds[-1].report.get("trained", "")) if rounds else ""
+        if not (self._settings.personal_adapter and trained and self._blobs.has(trained)):
+            return
+        text = await self._prepared()
+        community, personal = await keep_personal(
+            self._store,
+            self._membership,
+            self._settings,
+            text,
+            release=release.sha256,
+            trained=trained,
+            community_loss=community_loss,
+            on_start=self._worker_started,
+        )
+        self._events.say(
+            "personal",
+            f"personal adapter: {community:.4f} → {personal:.4f}, " + ("kept" if personal < community else "not kept"),
+            community=community,
+            personal=personal,
+        )
+
+    async def _judge(self, candidate: Manifest, current: Manifest, number: int) -> None:
+        before, after, targets = await self._compare(
+            current.sha256, candidate.sha256, f"round {number}: trying the candidate on held-out text"
+        )
+        about = self._sender.new_id()
+        verdict = Verdict(
+            about=about,
+            round=number,
+            candidate=candidate.sha256,
+            before=before,
+            after=after,
+            targets=targets,
+        )
+        with self._store.transaction():
+            self._store.add_verdict(candidate.sha256, number=number, about=about, before=before, after=after)
+            self._sender.queue_verdict(verdict)
+        self._sender.wake()
+        self._events.say(
+            "judged",
+            f"round {number}: candidate {candidate.sha256[:10]}: {before:.4f} → {after:.4f}",
+            round=number,
+            before=before,
+            after=after,
+        )
+
+    async def _compare(self, current: str, candidate: str, words: str) -> tuple[float, float, int]:
+        """Give the held-out losses with two adapters, and over how many tokens."""
+        text = await self._prepared()
+        self._tell("judging", words)
+        files = AdapterFiles(store=self._store, base=self._membership.base)
+        paths = {name: (await asyncio.to_thread(files.gguf, sha),) for name, sha in (("a", current), ("b", candidate))}
+        result = await measure(
+            self._membership, self._settings, text, paths, on_progress=self._progress, on_start=self._worker_started
+        )
+        return result.losses["a"], result.losses["b"], result.targets
+
+    async def _train(self, number: int, start: Manifest, seal_key: bytes) -> None:
+        text = await self._prepared()
+        self._tell("training", f"round {number}: training from release {start.number}", round=number)
+        self._training_round = number
+        self._stop_training.clear()
+        try:
+            learned = await learn(
+                self._store,
+                self._membership,
+                self._settings,
+                text,
+                device=self._identity.id,
+                round_number=number,
+                release=start,
+                seal_key=seal_key,
+                pause=self._stop_training,
+                on_progress=self._progress,
+                on_start=self._worker_started,
+            )
+        except TrainingPausedError:
+            if not self._stop_training.is_set():
+                raise
+            self._tell("stopped", f"round {number} went on without this device's update", round=number)
+            return
+        finally:
+            self._training_round = 0
+        self._sender.wake()
+        result = learned.result
+        self._events.say(
+            "trained",
+            f"round {number}: {result.steps} steps, loss {result.first_loss:.3f} → {result.last_loss:.3f},"
+            f" update of {learned.wire_bytes:,} bytes is on its way",
+            round=number,
+            first_loss=result.first_loss,
+            last_loss=result.last_loss,
+            tok_s=result.tok_s,
+            tokens=result.tokens,
+            peak_rss_mb=result.peak_rss_mb,
+            update=learned.update_id,
+            bytes=learned.wire_bytes,
+            fp32_bytes=learned.fp32_bytes,
+        )
+
+    async def _prepared(self) -> PreparedText:
+        """Give the windows of the text as it is now."""
+        sources = self._sources()
+        if self._text is None:
+            self._tell("reading", "reading the text")
+        self._text = await prepare_text(
+            self._store, self._membership, self._settings, sources, on_progress=self._progress
+        )
+        return self._text
+
+    def _failed(self, action: object, error: BrambleError) -> None:
+        words = f"{type(action).__name__.lower()} did not work: {error} {error.advice}"
+        if isinstance(error, NoTextError):
+            words = f"{error}. {error.advice}"
+        self._tell("failed", words, code=error.code)
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait until something happens, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._something_happened.wait()
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    def _tell(self, state: str, reason: str, **fields: str | float) -> None:
+        """Say what the device does now, and keep it for `bramble status`; nothing where it is still the same."""
+        if (state, reason) == self._told:
+            return
+        self._told = (state, reason)
+        self._store.save_status({"state": state, "reason": reason, "since": int(time.time())})
+        self._events.say(state, reason, **fields)
+
+    def _progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last_shown < 0.5 and progress.step != progress.steps:
+            return
+        self._last_shown = now
+        self._events.say(
+            "progress",
+            phase=progress.phase,
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss,
+            tok_s=progress.tok_s,
+        )
+
+    def _worker_started(self, pid: int) -> None:
+        self._events.say("worker", pid=pid)
+
+    def _link_changed(self, state: LinkState) -> None:
+        self._events.say("link", f"broker: {state.reason}", connected=state.connected)
+        if state.connected:
+            self._sender.wake()
+            self._something_happened.set()
+
+    # --- hearing -----------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for message in self._link.messages():
+            try:
+                self._hear(message)
+            except ProtocolError as error:
+                self._events.say(
+                    "message-refused", f"a message was refused: {error}", code=error.code, topic=message.topic
+                )
+            except BrambleError:
+                raise  # the disk or the database: the message stays with the broker until this is mended
+            except Exception as error:  # noqa: BLE001 (no message, whatever is in it, may stop the device)
+                self._events.say("message-failed", f"a message was dropped: {error!r}", topic=message.topic)
+            message.ack()
+
+    def _hear(self, message: Message) -> None:
+        topic = self._topics.parse(message.topic)
+        unverified = parse(message.payload)
+        if unverified.community != self._community:
+            raise WrongCommunityError("an envelope of another community came", advice="It was dropped.")
+        envelope = verify(unverified, self._hub.verify_key)
+        if envelope.kind != topic.kind:
+            raise MalformedMessageError(
+                f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
+            )
+        self._dispatch(topic, envelope.body)
+
+    def _dispatch(self, topic: ParsedTopic, body: bytes) -> None:
+        handlers: dict[str, Callable[[bytes], None]] = {
+            "round": lambda data: self._announced(Announcement.decode(data)),
+            "offer": lambda data: self._fetcher.offered(Offer.decode(data)),
+            "chunk": lambda data: self._fetcher.arrived(Chunk.decode(data)),
+            "receipt": lambda data: self._receipt(Receipt.decode(data)),
+        }
+        handler = handlers.get(topic.kind or "")
+        if handler is None:
+            raise MalformedMessageError(f"a device knows no message of kind {topic.kind}", advice="It was dropped.")
+        handler(body)
+
+    def _announced(self, announcement: Announcement) -> None:
+        if self._store.save_announcement(announcement):
+            self._something_happened.set()
+            if self._training_round and (announcement.phase != "open" or announcement.round != self._training_round):
+                self._stop_training.set()
+            self._events.say(
+                "announcement",
+                round=announcement.round,
+                phase=announcement.phase,
+                release=announcement.release.number,
+            )
+
+    def _receipt(self, receipt: Receipt) -> None:
+        self._sender.receipt(receipt)
+        self._something_happened.set()
+        if receipt.state != "missing":
+            self._events.say(
+                "receipt",
+                "" if receipt.state == "done" else f"the hub refused it: {receipt.message} {receipt.advice}",
+                about=receipt.about.hex(),
+                state=receipt.state,
+                reason=receipt.reason,
+            )

@@ -1,0 +1,170 @@
+"""One device's work in one round: train from a release, take the difference, clip, compress, seal, queue."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.federation.messages import Chunk, Manifest
+from agent.federation.sealing import wrap_update
+from agent.federation.sending import queue_transfer
+from agent.federation.store import DeviceStore, Membership, RoundRecord
+from agent.federation.text import PreparedText
+from agent.llm.adapter import Adapter, from_bytes, read_adapter
+from agent.paths import BlobStore, write_atomically
+from agent.settings import DeviceSettings
+from agent.training.job import Progress, TrainJob, TrainResult
+from agent.training.process import run_worker
+from agent.transport.outbox import Outbox
+from agent.transport.topics import Topics
+from agent.update.delta import clip, difference, start_for_rank
+from agent.update.wire import UpdateHeader, encode_update
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a round's training gave.
+
+    Attributes:
+        update_id: hex SHA-256 of the encoded update, before sealing.
+        wire_bytes: of the sealed update; ``fp32_bytes`` of the same numbers as plain float32.
+        norm: Euclidean norm of the update, after clipping.
+    """
+
+    result: TrainResult
+    update_id: str
+    wire_bytes: int
+    fp32_bytes: int
+    norm: float
+
+
+def round_seed(device: str, round_number: int) -> int:
+    """The seed of a device's training in a round: recorded by being computable."""
+    return int.from_bytes(hashlib.sha256(f"bramble/seed/1\0{device}\0{round_number}".encode()).digest()[:4], "big")
+
+
+def training_job(
+    membership: Membership,
+    settings: DeviceSettings,
+    text: PreparedText,
+    *,
+    start: Path,
+    adapter: Adapter,
+    seed: int,
+    directory: Path,
+    steps: int | None = None,
+) -> TrainJob:
+    """Say what a worker has to do for one round of this community."""
+    charter = membership.charter
+    plan = charter.training
+    return TrainJob(
+        base_path=membership.base,
+        base_sha256=charter.base_sha256,
+        threads=settings.threads,
+        windows_path=text.train,
+        start_adapter=start,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=charter.target_modules,
+        steps=plan.steps if steps is None else steps,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        warmup_steps=plan.warmup_steps,
+        weight_decay=plan.weight_decay,
+        grad_clip=plan.grad_clip,
+        seed=seed,
+        compute=settings.compute,
+        checkpoint_dir=directory / "checkpoint",
+        checkpoint_seconds=settings.checkpoint_seconds,
+        out_dir=directory / "trained",
+    )
+
+
+async def learn(
+    store: DeviceStore,
+    membership: Membership,
+    settings: DeviceSettings,
+    text: PreparedText,
+    *,
+    device: str,
+    round_number: int,
+    release: Manifest,
+    seal_key: bytes,
+    pause: asyncio.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
+) -> Learned:
+    """Train for a round and put the sealed update into the outbox.
+
+    Killed anywhere, the next call with the same arguments goes on: training from its checkpoint, and the update is
+    queued in the very transaction that remembers the round, so it is made once.
+
+    Raises:
+        TrainingPausedError: ``pause`` was set; the checkpoint is kept.
+    """
+    charter = membership.charter
+    blobs = BlobStore(store.home.blobs)
+    community = from_bytes(blobs.get(release.sha256))
+    start = start_for_rank(community, min(settings.rank or community.rank, community.rank))
+    directory = store.home.work / f"round-{round_number}-{release.sha256[:10]}"
+    directory.mkdir(parents=True, exist_ok=True)
+    start_path = directory / "start.safetensors"
+    write_atomically(start_path, start.to_bytes())
+    seed = round_seed(device, round_number)
+    job = training_job(membership, settings, text, start=start_path, adapter=start, seed=seed, directory=directory)
+    result = await run_worker(job, pause=pause, on_progress=on_progress, on_start=on_start)
+    trained = read_adapter(result.adapter_path)
+    delta = clip(difference(start, trained), charter.max_update_norm)
+    header = UpdateHeader(
+        round=round_number,
+        base_sha256=charter.base_sha256,
+        start_release=release.sha256,
+        rank=start.rank,
+        alpha=start.alpha,
+        tokens=result.tokens,
+        steps=result.steps,
+        seed=seed,
+    )
+    body = encode_update(header, delta, charter.compression)
+    parcel = wrap_update(
+        body,
+        seal_key=seal_key,
+        community=bytes.fromhex(membership.community),
+        device=device,
+        round_number=round_number,
+        start_sha256=release.sha256,
+    )
+    trained_id = blobs.put(trained.to_bytes())
+    record = RoundRecord(
+        round=round_number,
+        transfer=parcel.offer.transfer.hex(),
+        update_id=hashlib.sha256(body).hexdigest(),
+        wire_bytes=parcel.offer.size,
+        fp32_bytes=delta.parameter_count * 4,
+        report={
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "first_loss": result.first_loss,
+            "last_loss": result.last_loss,
+            "tok_s": result.tok_s,
+            "peak_rss_mb": result.peak_rss_mb,
+            "trained": trained_id,
+            "seed": seed,
+        },
+    )
+    chunks = [Chunk(transfer=parcel.offer.transfer, index=index, data=data) for index, data in enumerate(parcel.chunks)]
+    with store.transaction():
+        queue_transfer(Outbox(store.connection), Topics(membership.community), device, parcel.offer, chunks)
+        store.add_round(record)
+    shutil.rmtree(directory, ignore_errors=True)
+    return Learned(
+        result=result,
+        update_id=record.update_id,
+        wire_bytes=record.wire_bytes,
+        fp32_bytes=record.fp32_bytes,
+        norm=delta.norm,
+    )

@@ -1,0 +1,241 @@
+"""What hub and devices say to one another: the bodies inside the envelopes (``docs/protocol.md``).
+
+Every body is a frozen model with bounded fields, encoded as a canonical CBOR map. Decoding checks everything before the
+body is used; what does not fit is a :class:`~agent.errors.MalformedMessageError`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from agent.crypto import canonical
+from agent.errors import MalformedMessageError
+from agent.governance.charter import Charter, Sha256Hex
+from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan
+
+MAX_BODY_BYTES = 96 * 1024
+
+Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
+Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
+Text = Annotated[str, StringConstraints(max_length=500)]
+_Count = Annotated[int, Field(ge=0, le=MAX_CHUNKS)]
+Range = Annotated[tuple[_Count, _Count], Field(strict=False)]  # CBOR knows lists only
+
+
+def _printable(text: str) -> str:
+    """Refuse what could play tricks on a terminal."""
+    if not text.isprintable():
+        message = "it holds characters that cannot be printed"
+        raise ValueError(message)
+    return text
+
+
+class Body(BaseModel):
+    """One message body. The envelope kind of each is in :data:`KINDS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def encode(self) -> bytes:
+        """Give the canonical CBOR of the body."""
+        return canonical.encode(_plain(self.model_dump(mode="python")))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read a body.
+
+        Raises:
+            MalformedMessageError: it is not canonical CBOR, too large, or does not fit the model.
+        """
+        value = canonical.decode(data, max_bytes=MAX_BODY_BYTES)
+        try:
+            return cls.model_validate(value)
+        except ValidationError as cause:
+            first = cause.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "body"
+            raise MalformedMessageError(
+                f"a {cls.__name__} does not fit the protocol at {where}: {first['msg']}",
+                advice="The sender runs another version, or the message was made up; it was dropped.",
+            ) from cause
+
+
+def _plain(value: Any) -> canonical.Value:
+    """Turn tuples into lists and models' dumps into what CBOR knows."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    plain: canonical.Value = value
+    return plain
+
+
+class Card(Body):
+    """Who the hub is. Retained; self-signed; its fingerprint is in every invite."""
+
+    name: Text
+    public: Annotated[bytes, Field(max_length=4096)]
+
+
+class CharterNotice(Body):
+    """The community's charter. Retained; signed by the hub."""
+
+    charter: Charter
+
+
+class JoinRequest(Body):
+    """A device asks to be let in; sealed for the hub."""
+
+    public: Annotated[bytes, Field(max_length=4096)]
+    proof: Bytes32
+    nickname: Annotated[str, StringConstraints(max_length=64), AfterValidator(_printable)]
+
+
+class JoinReply(Body):
+    """The hub's answer; sealed for the device."""
+
+    accepted: bool
+    username: Text = ""
+    password: Text = ""
+    message: Text = ""
+    advice: Text = ""
+
+
+class Manifest(Body):
+    """What an adapter is: a release, or the candidate for one.
+
+    Attributes:
+        number: of the release; a candidate has the number it would get.
+        sha256: hex, of the adapter's bytes (safetensors), unsealed.
+        parent: hex SHA-256 of the adapter it grew from, empty for release 0.
+        size: bytes.
+    """
+
+    number: Annotated[int, Field(ge=0, le=2**32)]
+    sha256: Sha256Hex
+    parent: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+    size: Annotated[int, Field(gt=0, le=2**31)]
+    round: Annotated[int, Field(ge=0, le=2**32)]
+
+
+class Announcement(Body):
+    """The whole state of the hub's rounds in one retained message, so that a device may come at any time.
+
+    Attributes:
+        sequence: grows with every announcement; an older one is ignored.
+        round: the current round, from 1.
+        phase: ``open`` collects updates, ``merging`` does not, ``trial`` asks for verdicts, ``closed`` is the end.
+        deadline: Unix time, milliseconds, at which the phase is looked at again.
+        seal_key: HPKE public key of this round, for which updates are sealed; empty when none are wanted.
+    """
+
+    sequence: Annotated[int, Field(ge=0)]
+    round: Annotated[int, Field(ge=0, le=2**32)]
+    phase: Literal["open", "merging", "trial", "closed"]
+    deadline: Annotated[int, Field(ge=0)]
+    release: Manifest
+    candidate: Manifest | None
+    seal_key: Annotated[bytes, Field(max_length=2048)]
+
+
+class Offer(Body):
+    """The start of a transfer: what will come, and the sealed key that opens it.
+
+    Attributes:
+        transfer: id, also what receipts speak of.
+        purpose: an ``update`` for a round, or an ``adapter``.
+        round: of the update; 0 for an adapter.
+        adapter: hex SHA-256 of the adapter; of the one it started from, for an update.
+        size: bytes of all chunks together, as sent.
+        chunk_bytes: of every chunk but the last, as sent.
+        sha256: of all chunks together, as sent.
+        sealed_key: HPKE-sealed 32-byte key of the chunks' ChaCha20-Poly1305.
+    """
+
+    transfer: Id16
+    purpose: Literal["update", "adapter"]
+    round: Annotated[int, Field(ge=0, le=2**32)]
+    adapter: Sha256Hex
+    size: Annotated[int, Field(gt=0, le=2**31)]
+    chunk_bytes: Annotated[int, Field(gt=0, le=CHUNK_BYTES)]
+    sha256: Bytes32
+    sealed_key: Annotated[bytes, Field(max_length=2048)]
+
+    @property
+    def plan(self) -> TransferPlan:
+        """What the receiver holds the transfer to.
+
+        Raises:
+            TransferError: the numbers do not make a transfer.
+        """
+        return TransferPlan(id=self.transfer, total_bytes=self.size, chunk_bytes=self.chunk_bytes, sha256=self.sha256)
+
+
+class Chunk(Body):
+    """One sealed piece of a transfer."""
+
+    transfer: Id16
+    index: Annotated[int, Field(ge=0, lt=MAX_CHUNKS)]
+    data: Annotated[bytes, Field(min_length=1, max_length=CHUNK_BYTES)]
+
+
+class Want(Body):
+    """A device asks the hub for an adapter, or for the chunks of it that it still misses.
+
+    Attributes:
+        missing: chunks as (first, how many); none means everything, the offer included.
+    """
+
+    adapter: Sha256Hex
+    missing: Annotated[list[Range], Field(max_length=256)]
+
+
+class Verdict(Body):
+    """A device's judgement of a candidate on the text it held back.
+
+    Attributes:
+        about: id of this message, which its receipt names.
+        before: mean loss with the current release, nats a token.
+        after: mean loss with the candidate.
+        targets: tokens that were predicted.
+    """
+
+    about: Id16
+    round: Annotated[int, Field(ge=1, le=2**32)]
+    candidate: Sha256Hex
+    before: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+    after: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+    targets: Annotated[int, Field(gt=0, le=2**40)]
+
+
+class Receipt(Body):
+    """The receiver's durable state of a transfer or message.
+
+    Attributes:
+        about: the transfer or message.
+        state: ``done`` (forget it), ``missing`` (send these), ``refused`` (forget it, it will never count).
+        missing: chunks as (first, how many).
+        reason: stable code of a refusal.
+    """
+
+    about: Id16
+    state: Literal["done", "missing", "refused"]
+    missing: Annotated[list[Range], Field(max_length=256)] = []
+    reason: Annotated[str, StringConstraints(max_length=64)] = ""
+    message: Text = ""
+    advice: Text = ""
+
+
+KINDS: dict[str, type[Body]] = {
+    "card": Card,
+    "charter": CharterNotice,
+    "join": JoinRequest,
+    "joined": JoinReply,
+    "round": Announcement,
+    "offer": Offer,
+    "chunk": Chunk,
+    "want": Want,
+    "verdict": Verdict,
+    "receipt": Receipt,
+}
+"""The body that belongs to each envelope kind."""

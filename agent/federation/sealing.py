@@ -1,0 +1,97 @@
+"""How a large body is sealed for one receiver: HPKE seals a fresh key, the key seals the chunks.
+
+Everything that must not be swapped is bound into HPKE's ``info`` (RFC 9180 section 5.1), because the single-shot API
+has no associated data: who sends, to which community, for which round, under which transfer id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.crypto import canonical, sealing
+from agent.crypto.sealing import TAG_BYTES
+from agent.federation.messages import Offer
+from agent.transport.transfer import CHUNK_BYTES
+
+PLAIN_CHUNK_BYTES = CHUNK_BYTES - TAG_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A sealed body, ready to be offered and sent."""
+
+    offer: Offer
+    chunks: list[bytes]
+
+
+def update_info(community: bytes, device: str, transfer: bytes, round_number: int, start_sha256: str) -> bytes:
+    """What an update's seal is bound to."""
+    return canonical.encode(["bramble/update/1", community, device, transfer, round_number, start_sha256])
+
+
+def adapter_info(community: bytes, device: str, adapter_sha256: str) -> bytes:
+    """What an adapter's seal is bound to, for the device it is sent to."""
+    return canonical.encode(["bramble/adapter/1", community, device, adapter_sha256])
+
+
+def join_info(community: bytes, invite: bytes, device: str) -> bytes:
+    """What a join request's seal is bound to."""
+    return canonical.encode(["bramble/join/1", community, invite, device])
+
+
+def joined_info(community: bytes, invite: bytes, device: str) -> bytes:
+    """What the answer's seal is bound to."""
+    return canonical.encode(["bramble/joined/1", community, invite, device])
+
+
+def wrap_update(
+    body: bytes, *, seal_key: bytes, community: bytes, device: str, round_number: int, start_sha256: str
+) -> Parcel:
+    """Seal one device's encoded update for the key of a round."""
+    transfer = secrets.token_bytes(16)
+    key = secrets.token_bytes(32)
+    chunks = sealing.seal_stream(body, key, PLAIN_CHUNK_BYTES)
+    info = update_info(community, device, transfer, round_number, start_sha256)
+    sealed_key = sealing.seal(seal_key, key, info)
+    offer = make_offer(
+        chunks,
+        transfer=transfer,
+        purpose="update",
+        round_number=round_number,
+        adapter=start_sha256,
+        sealed_key=sealed_key,
+    )
+    return Parcel(offer=offer, chunks=chunks)
+
+
+def make_offer(
+    chunks: list[bytes],
+    *,
+    transfer: bytes,
+    purpose: Literal["update", "adapter"],
+    round_number: int,
+    adapter: str,
+    sealed_key: bytes,
+) -> Offer:
+    """Describe a stream of sealed chunks for its receiver."""
+    whole = hashlib.sha256()
+    for chunk in chunks:
+        whole.update(chunk)
+    return Offer(
+        transfer=transfer,
+        purpose=purpose,
+        round=round_number,
+        adapter=adapter,
+        size=sum(map(len, chunks)),
+        chunk_bytes=CHUNK_BYTES,
+        sha256=whole.digest(),
+        sealed_key=sealed_key,
+    )
+
+
+def adapter_transfer_id(adapter_sha256: str, device: str) -> bytes:
+    """The transfer id under which a device receives an adapter: the same each time, so that it resumes."""
+    return hashlib.sha256(b"bramble/adapter-transfer/1\0" + adapter_sha256.encode() + device.encode()).digest()[:16]

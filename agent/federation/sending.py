@@ -1,0 +1,174 @@
+"""What a device owes the hub: offered until the hub has it, signed at the moment of sending.
+
+Only offers and small messages are sent unasked. The chunks of a transfer follow when the hub's receipt asks for them,
+so that nothing travels that the hub would refuse, and after a break only what is missing is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from agent.crypto.envelope import sign
+from agent.crypto.identity import Identity
+from agent.federation.messages import Body, Chunk, Offer, Receipt, Verdict
+from agent.federation.store import DeviceStore
+from agent.transport.link import Link
+from agent.transport.outbox import NewItem, Outbox
+from agent.transport.topics import Topics
+
+MAX_PATIENCE = 300.0
+AT_ONCE = 8
+"""Chunks read from the disk and handed to the link together."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """When to offer something again, unless a receipt comes first."""
+
+    due: float
+    patience: float
+
+
+def queue_transfer(outbox: Outbox, topics: Topics, device: str, offer: Offer, chunks: Iterable[Chunk]) -> None:
+    """Put a transfer into the outbox (inside the caller's transaction)."""
+    transfer = offer.transfer.hex()
+    topic = topics.from_(device, "chunk")
+    outbox.put("offer", offer.encode(), topic=topics.from_(device, "offer"), transfer=transfer)
+    outbox.put_many(
+        NewItem(kind="chunk", topic=topic, body=chunk.encode(), transfer=transfer, index=chunk.index)
+        for chunk in chunks
+    )
+
+
+class Sender:
+    """Empties the outbox.
+
+    Args:
+        store: the device's memory, which has the outbox in it.
+        identity: signs.
+        link: to the broker.
+        topics: of the community.
+        community: its 16-byte id.
+        patience: seconds to wait for a receipt at first; doubled each time, up to five minutes.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: DeviceStore,
+        identity: Identity,
+        link: Link,
+        topics: Topics,
+        community: bytes,
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._link = link
+        self._topics = topics
+        self._community = community
+        self._patience = patience
+        self._clock = clock
+        self.outbox = Outbox(store.connection)
+        self._waiting: dict[int, _Waiting] = {}
+        self._asked: dict[str, list[int]] = {}
+        self._wake = asyncio.Event()
+
+    @staticmethod
+    def new_id() -> bytes:
+        """Give an id for a message that wants a receipt."""
+        return secrets.token_bytes(16)
+
+    def wake(self) -> None:
+        """Something was put into the outbox, or the link is back."""
+        for waiting in self._waiting.values():
+            waiting.due = 0.0
+        self._wake.set()
+
+    def queue_verdict(self, verdict: Verdict) -> None:
+        """Put a verdict into the outbox (inside the caller's transaction)."""
+        topic = self._topics.from_(self._identity.id, "verdict")
+        self.outbox.put("verdict", verdict.encode(), topic=topic, transfer=verdict.about.hex())
+
+    async def say(self, kind: str, body: Body) -> None:
+        """Say something that needs no receipt."""
+        await self._publish(kind, self._topics.from_(self._identity.id, kind), body.encode())
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Take in the hub's word on a transfer or message."""
+        about = receipt.about.hex()
+        if receipt.state == "missing":
+            self._asked[about] = [index for first, length in receipt.missing for index in range(first, first + length)]
+            self._wake.set()
+            return
+        self._asked.pop(about, None)
+        with self._store.transaction():
+            self._store.settle(
+                receipt.about, state="counted" if receipt.state == "done" else "refused", reason=receipt.reason
+            )
+            self.outbox.done_transfer(about)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            self._wake.clear()
+            await self._send_asked()
+            await self._offer_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._until_due()):
+                    await self._wake.wait()
+
+    async def _offer_due(self) -> None:
+        """Send every offer and message whose time has come."""
+        openings = self.outbox.openings()
+        here = {item.id for item in openings}
+        self._waiting = {identifier: waiting for identifier, waiting in self._waiting.items() if identifier in here}
+        for item in openings:
+            waiting = self._waiting.setdefault(item.id, _Waiting(due=0.0, patience=self._patience))
+            if waiting.due > self._clock():
+                continue
+            await self._publish(item.kind, item.topic, item.body)
+            waiting.due = self._clock() + waiting.patience
+            waiting.patience = min(2 * waiting.patience, MAX_PATIENCE)
+
+    async def _send_asked(self) -> None:
+        """Send the chunks that receipts asked for."""
+        while self._asked:
+            transfer, indices = next(iter(self._asked.items()))
+            for start in range(0, len(indices), AT_ONCE):
+                await self._send_parts(transfer, indices[start : start + AT_ONCE])
+                if transfer not in self._asked:
+                    break
+            if self._asked.get(transfer) is indices:
+                del self._asked[transfer]
+            for item in self.outbox.openings():
+                if item.transfer == transfer and item.id in self._waiting:
+                    self._waiting[item.id] = _Waiting(due=self._clock() + self._patience, patience=self._patience)
+
+    async def _send_parts(self, transfer: str, indices: Sequence[int]) -> None:
+        parts = [part for index in indices if (part := self.outbox.part(transfer, index)) is not None]
+        await asyncio.gather(*(self._publish(part.kind, part.topic, part.body) for part in parts))
+
+    async def _publish(self, kind: str, topic: str, body: bytes) -> None:
+        envelope = sign(
+            self._identity,
+            kind=kind,
+            community=self._community,
+            counter=self.outbox.allocate_counter(),
+            time=int(time.time() * 1000),
+            body=body,
+        )
+        await self._link.publish(topic, envelope)
+
+    def _until_due(self) -> float | None:
+        """Seconds until something is to be offered again; none where nothing is owed."""
+        if not self._waiting:
+            return None
+        return max(0.05, min(waiting.due for waiting in self._waiting.values()) - self._clock())

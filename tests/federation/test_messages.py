@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.crypto import canonical
+from agent.errors import MalformedMessageError, OversizedMessageError
+from agent.federation.messages import (
+    KINDS,
+    Announcement,
+    Body,
+    Card,
+    CharterNotice,
+    Chunk,
+    JoinReply,
+    JoinRequest,
+    Manifest,
+    Offer,
+    Receipt,
+    Verdict,
+    Want,
+)
+from agent.governance.charter import Charter
+from agent.transport.transfer import CHUNK_BYTES
+
+id16 = st.binary(min_size=16, max_size=16)
+sha256 = st.text("0123456789abcdef", min_size=64, max_size=64)
+ranges = st.lists(st.tuples(st.integers(0, 16_384), st.integers(0, 16_384)), max_size=20)
+text = st.text(max_size=100)
+printable = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=64)
+manifests = st.builds(
+    Manifest,
+    number=st.integers(0, 2**32),
+    sha256=sha256,
+    parent=st.just("") | sha256,
+    size=st.integers(1, 2**31),
+    round=st.integers(0, 2**32),
+)
+loss = st.floats(0, 1000, allow_nan=False)
+bodies: st.SearchStrategy[Body] = st.one_of(
+    st.builds(Card, name=printable, public=st.binary(max_size=200)),
+    st.just(CharterNotice(charter=Charter(name="c", base_name="b", base_sha256="a" * 64, base_bytes=5))),
+    st.builds(
+        JoinRequest,
+        public=st.binary(max_size=200),
+        proof=st.binary(min_size=32, max_size=32),
+        nickname=printable,
+    ),
+    st.builds(JoinReply, accepted=st.booleans(), username=text, password=text, message=text, advice=text),
+    st.builds(
+        Announcement,
+        sequence=st.integers(0, 2**60),
+        round=st.integers(0, 2**32),
+        phase=st.sampled_from(["open", "merging", "trial", "closed"]),
+        deadline=st.integers(0, 2**60),
+        release=manifests,
+        candidate=st.none() | manifests,
+        seal_key=st.binary(max_size=1300),
+    ),
+    st.builds(
+        Offer,
+        transfer=id16,
+        purpose=st.sampled_from(["update", "adapter"]),
+        round=st.integers(0, 2**32),
+        adapter=sha256,
+        size=st.integers(1, 2**31),
+        chunk_bytes=st.integers(1, CHUNK_BYTES),
+        sha256=st.binary(min_size=32, max_size=32),
+        sealed_key=st.binary(max_size=1300),
+    ),
+    st.builds(Chunk, transfer=id16, index=st.integers(0, 16_383), data=st.binary(min_size=1, max_size=300)),
+    st.builds(Want, adapter=sha256, missing=ranges),
+    st.builds(
+        Verdict,
+        about=id16,
+        round=st.integers(1, 2**32),
+        candidate=sha256,
+        before=loss,
+        after=loss,
+        targets=st.integers(1, 2**40),
+    ),
+    st.builds(
+        Receipt,
+        about=id16,
+        state=st.sampled_from(["done", "missing", "refused"]),
+        missing=ranges,
+        reason=st.text("abc-", max_size=64),
+        message=text,
+        advice=text,
+    ),
+)
+
+
+@given(bodies)
+def test_body_comes_back_as_it_was_sent(body: Body) -> None:
+    assert type(body).decode(body.encode()) == body
+
+
+@given(bodies, st.data())
+def test_body_with_a_changed_byte_is_another_valid_body_or_refused(body: Body, data: st.DataObject) -> None:
+    encoded = bytearray(body.encode())
+    place = data.draw(st.integers(0, len(encoded) - 1))
+    encoded[place] ^= data.draw(st.integers(1, 255))
+    try:
+        found = type(body).decode(bytes(encoded))
+    except MalformedMessageError:
+        return
+    assert found.encode() == bytes(encoded)  # nothing is read that would be written otherwise
+
+
+@given(st.binary(max_size=400), st.sampled_from(sorted(KINDS)))
+def test_any_bytes_are_a_body_or_malformed(data: bytes, kind: str) -> None:
+    try:
+        found = KINDS[kind].decode(data)
+    except MalformedMessageError:
+        return
+    assert found.encode() == data
+
+
+def test_every_kind_has_one_body() -> None:
+    assert len(set(KINDS.values())) == len(KINDS) == 10
+
+
+def _fields(**other: object) -> bytes:
+    fields: dict[str, object] = {
+        "about": bytes(16),
+        "round": 1,
+        "candidate": "a" * 64,
+        "before": 2.0,
+        "after": 1.0,
+        "targets": 10,
+    }
+    return canonical.encode({**fields, **other})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"after": -1.0},
+        {"after": 1e9},
+        {"targets": 0},
+        {"round": 0},
+        {"about": bytes(15)},
+        {"candidate": "A" * 64},
+        {"more": 1},
+        {"before": None},
+    ],
+)
+def test_verdict_that_makes_no_sense_is_refused(other: dict[str, object]) -> None:
+    Verdict.decode(_fields())
+    with pytest.raises(MalformedMessageError):
+        Verdict.decode(_fields(**other))
+
+
+def test_number_is_not_read_from_text() -> None:
+    with pytest.raises(MalformedMessageError):
+        Verdict.decode(_fields(round="1"))
+
+
+def test_body_that_is_too_large_is_refused() -> None:
+    with pytest.raises(OversizedMessageError):
+        Chunk.decode(canonical.encode({"transfer": bytes(16), "index": 0, "data": bytes(100_000)}))
+
+
+def test_nickname_that_plays_with_the_terminal_is_refused() -> None:
+    fields: dict[str, canonical.Value] = {"public": b"", "proof": bytes(32), "nickname": "\x1b[2J"}
+    with pytest.raises(MalformedMessageError):
+        JoinRequest.decode(canonical.encode(fields))

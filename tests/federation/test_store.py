@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import CorruptStateError, NotInitialisedError, NotJoinedError, StateError
+from agent.federation.messages import Announcement, Manifest
+from agent.federation.store import MIGRATIONS, DeviceStore, RoundRecord, open_device_store
+from agent.paths import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    made = Home(tmp_path / "device")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[DeviceStore]:
+    with open_device_store(home, create=True) as made:
+        yield made
+
+
+def manifest(letter: str, number: int) -> Manifest:
+    return Manifest(number=number, sha256=letter * 64, parent="", size=1, round=number)
+
+
+def announcement(sequence: int, number: int = 1) -> Announcement:
+    return Announcement(
+        sequence=sequence,
+        round=number,
+        phase="open",
+        deadline=0,
+        release=manifest("a", 0),
+        candidate=None,
+        seal_key=b"k",
+    )
+
+
+def test_older_word_of_the_hub_never_replaces_a_newer_one(store: DeviceStore) -> None:
+    assert store.announcement is None
+    assert store.save_announcement(announcement(5))
+    assert not store.save_announcement(announcement(5, number=9))
+    assert not store.save_announcement(announcement(4, number=9))
+    assert store.save_announcement(announcement(6, number=2))
+    assert store.announcement == announcement(6, number=2)
+
+
+def test_newest_adopted_release_is_in_use_and_declined_ones_are_remembered(store: DeviceStore) -> None:
+    assert store.adopted() is None
+    store.save_release(manifest("a", 0), adopt=True)
+    store.save_release(manifest("b", 1), adopt=False, before=1.0, after=2.0)
+    assert store.adopted() == (0, "a" * 64)
+    assert store.declined() == {"b" * 64}
+    store.save_release(manifest("c", 2), adopt=True)
+    assert store.adopted() == (2, "c" * 64)
+
+
+def test_round_is_remembered_with_what_the_hub_said_of_it(store: DeviceStore) -> None:
+    record = RoundRecord(
+        round=3, transfer="ab" * 16, update_id="u", wire_bytes=1, fp32_bytes=4, report={"loss": 1.5, "trained": "x"}
+    )
+    assert store.last_round() == 0
+    with store.transaction():
+        store.add_round(record)
+    assert store.rounds() == [record]
+    with store.transaction():
+        store.settle(bytes.fromhex("ab" * 16), state="refused", reason="norm")
+    assert store.rounds() == [record.model_copy(update={"state": "refused", "reason": "norm"})]
+    assert store.last_round() == 3
+
+
+def test_transaction_that_fails_changes_nothing(store: DeviceStore) -> None:
+    record = RoundRecord(round=1, transfer="t", update_id="u", wire_bytes=1, fp32_bytes=4)
+
+    def half_way() -> None:
+        with store.transaction():
+            store.add_round(record)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half_way()
+    assert store.rounds() == []
+
+
+def test_device_without_a_community_says_so(store: DeviceStore) -> None:
+    assert not store.is_member
+    with pytest.raises(NotJoinedError):
+        _ = store.membership
+
+
+def test_database_is_readable_by_its_owner_alone(store: DeviceStore, home: Home) -> None:
+    assert home.database.stat().st_mode & 0o077 == 0
+    assert store.status == {}
+
+
+def test_missing_newer_or_damaged_database_is_explained(home: Home) -> None:
+    with pytest.raises(NotInitialisedError):
+        open_device_store(home)
+    connection = sqlite3.connect(home.database)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StateError, match="has schema"):
+        open_device_store(home)
+    home.database.write_bytes(b"this is no database" * 1000)
+    with pytest.raises(CorruptStateError):
+        open_device_store(home)
