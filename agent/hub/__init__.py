@@ -1,0 +1,1 @@
+"""The hub's side of a round: admission, rounds, merging, the gate, publishing."""

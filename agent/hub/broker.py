@@ -1,0 +1,118 @@
+"""The embedded broker as a process: beside the hub, on loopback, with passwords that follow from the hub's secret.
+
+It holds nothing that must survive: retained messages are published again by the hub, and whatever a device did not get
+a receipt for, it sends again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+
+from agent.crypto.passwords import check_password
+from agent.errors import BrokerUnreachableError
+from agent.events import Events
+from agent.hub.store import open_store
+from agent.paths import Home
+from agent.transport.access import allowed
+from agent.transport.address import BrokerAddress
+from agent.transport.embedded import run_broker
+
+START_SECONDS = 20.0
+
+
+async def keep_broker(home: Home, *, port: int, events: Events, ready: asyncio.Future[str]) -> None:
+    """Keep a broker process running, on the same port, however often it dies; ends when cancelled.
+
+    Args:
+        home: the hub's state directory.
+        port: on loopback; 0 picks a free one at first.
+        events: told of starts and deaths.
+        ready: gets the broker's URL once it listens.
+
+    Raises:
+        BrokerUnreachableError: it does not start.
+    """
+    while True:
+        async with _broker_process(home, port=port, events=events) as (url, process):
+            port = BrokerAddress.parse(url).port
+            if not ready.done():
+                ready.set_result(url)
+            status = await process.wait()
+        events.say("broker-lost", f"the embedded broker ended with status {status}; starting it again", status=status)
+
+
+async def serve(home: Home, *, port: int = 0) -> None:
+    """Run the embedded broker of the hub in ``home`` until cancelled; prints where as a line of JSON.
+
+    Args:
+        home: the hub's state directory.
+        port: on loopback; 0 takes the one that the hub's configuration names, or any free one.
+    """
+    with open_store(home) as store:
+        config = store.config
+    wanted = port or configured_port(config.broker)
+    async with run_broker(
+        authenticate=partial(check_password, bytes.fromhex(config.broker_secret)),
+        allowed=partial(_allowed, config.community),
+        port=wanted,
+    ) as running:
+        print(json.dumps({"event": "broker-ready", "url": running.url}), flush=True)  # noqa: T201 (its result)
+        await asyncio.Event().wait()
+
+
+def _allowed(community: str, user: str, action: object, topic: str) -> bool:
+    return allowed(user, action, topic, community)  # type: ignore[arg-type]
+
+
+def configured_port(url: str) -> int:
+    """Give the port in a URL; 0 where it names none yet."""
+    return 0 if url.endswith(":0") else BrokerAddress.parse(url).port
+
+
+@contextlib.asynccontextmanager
+async def _broker_process(
+    home: Home, *, port: int, events: Events
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """Run the broker as a child process and give its URL; it ends with the context, and with this process.
+
+    Raises:
+        BrokerUnreachableError: it did not start, with what it said.
+    """
+    command = ["-m", "agent.cli", "broker", "run", "--home", str(home.root), "--port", str(port), "--with-parent"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
+        except TimeoutError:
+            line = b""
+        if not line:
+            process.kill()
+            words = (await process.stderr.read()).decode(errors="replace").strip()
+            raise BrokerUnreachableError(
+                f"the embedded broker did not start: {words or 'it said nothing'}",
+                advice="If its port is taken, create the hub with another one (`bramble hub init --port`).",
+            )
+        url = str(json.loads(line)["url"])
+        events.say("broker-ready", f"embedded broker at {url}", url=url, pid=process.pid)
+        yield url, process
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 5.0)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

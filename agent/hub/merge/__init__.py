@@ -1,0 +1,1 @@
+"""Merge rules: how many updates become one next adapter."""

@@ -1,0 +1,160 @@
+"""What a merge rule is: many updates in, one next adapter out.
+
+The hub keeps accepted updates on disk and folds them when a round is full, one at a time, in order of device id. So a
+rule streams (its memory must not grow with the number of devices), and need not be commutative in its last bits to give
+the same bytes for the same set of updates, in whatever order they arrived: :func:`merge` sorts. Floating-point sums in
+one fixed order are reproducible; sums that do not depend on any order would need exact accumulation, for which nothing
+here has a use.
+
+Rules plug in through the entry point group ``bramble.merge_rules``; ``agent.testing.check_merge_rule`` tells whether
+one keeps its promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, runtime_checkable
+
+from agent.errors import MergeError
+from agent.llm.adapter import Adapter
+from agent.update.delta import Delta
+
+ENTRY_POINTS = "bramble.merge_rules"
+_BUILT_IN = (EntryPoint(name="stack", value="agent.hub.merge.stack:StackRule", group=ENTRY_POINTS),)
+"""Found whatever is installed, and never replaced: a charter that names them means them."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge did.
+
+    Energies are shares of the squared Frobenius norm of everything there was to release (the community's change, what
+    was carried into this round, and the updates), summed over all layers.
+
+    Attributes:
+        updates: how many were merged.
+        weights: their weights, which sum to 1, in the order in which they were added.
+        norms: the Frobenius norm of each one's change of the weights, scaling included, in that order.
+        released_energy: share that is in the new adapter.
+        carried_energy: share that is kept for the next round.
+        discarded_energy: share that is in neither.
+    """
+
+    updates: int
+    weights: tuple[float, ...]
+    norms: tuple[float, ...]
+    released_energy: float = 1.0
+    carried_energy: float = 0.0
+    discarded_energy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The outcome of a merge.
+
+    Attributes:
+        adapter: the next community adapter, of the same rank, scaling, base and modules.
+        carry: what the rule wants back at the start of the merge that builds on this adapter; only the rule reads it.
+            It belongs to the adapter: where the adapter is rejected, so is its carry.
+        report: what was done.
+    """
+
+    adapter: Adapter
+    carry: bytes
+    report: MergeReport
+
+
+class Accumulator(Protocol):
+    """One merge under way."""
+
+    def add(self, delta: Delta, weight: float) -> None:
+        """Fold in one update.
+
+        Args:
+            delta: the change from ``start_for_rank(community, delta.rank)``; not kept, not altered.
+            weight: positive; only its share of the sum of all weights counts.
+
+        Raises:
+            MergeError: the delta does not fit the community adapter, or the weight is not positive.
+        """
+        ...
+
+    def finish(self) -> Merged:
+        """Give the next adapter; the accumulator is of no more use then.
+
+        Raises:
+            MergeError: nothing was added, or the sum is not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class MergeRule(Protocol):
+    """A way to merge."""
+
+    @property
+    def name(self) -> str:
+        """The entry point's name, as a charter names it."""
+        ...
+
+    def start(self, community: Adapter, carry: bytes = b"") -> Accumulator:
+        """Begin a merge.
+
+        Args:
+            community: the adapter that the updates started from.
+            carry: what the merge that made this adapter left, or nothing.
+
+        Raises:
+            MergeError: the carry is not one of this rule's, or does not belong to such an adapter.
+        """
+        ...
+
+
+def merge(
+    rule: MergeRule, community: Adapter, updates: Mapping[str, Callable[[], tuple[Delta, float]]], carry: bytes = b""
+) -> Merged:
+    """Merge updates in order of device id, reading one at a time.
+
+    Args:
+        rule: how.
+        community: the adapter that all of them started from.
+        updates: by device id, what reads its delta and weight.
+        carry: what the last merge left.
+
+    Raises:
+        MergeError: there are no updates, or one does not fit.
+    """
+    accumulator = rule.start(community, carry)
+    for device in sorted(updates):
+        delta, weight = updates[device]()
+        accumulator.add(delta, weight)
+    return accumulator.finish()
+
+
+def load_rule(name: str) -> MergeRule:
+    """Give the merge rule of this name: a built-in one, or one of an installed package.
+
+    Raises:
+        MergeError: there is none, or it does not load.
+    """
+    found = {entry.name: entry for entry in (*entry_points(group=ENTRY_POINTS), *_BUILT_IN)}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise MergeError(
+            f"there is no merge rule {name!r} (installed: {known})",
+            advice="Install the package that brings it, or choose another rule in the charter.",
+        )
+    try:
+        rule = found[name].load()()
+    except Exception as cause:
+        raise MergeError(
+            f"the merge rule {name} ({found[name].value}) does not load: {cause}",
+            advice="Update or reinstall the package that brings it.",
+        ) from cause
+    if not isinstance(rule, MergeRule):
+        raise MergeError(
+            f"{found[name].value} is no merge rule", advice="Tell its author to run agent.testing.check_merge_rule."
+        )
+    return rule

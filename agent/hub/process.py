@@ -1,0 +1,60 @@
+"""The hub as a process: its state directory held, its broker beside it, until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agent.crypto.identity import Identity
+from agent.crypto.passwords import derive_password
+from agent.events import Events
+from agent.hub.broker import configured_port, keep_broker
+from agent.hub.hub import Hub
+from agent.hub.store import HubStore, open_store
+from agent.paths import Home, exclusive
+from agent.running import run_until_signalled
+from agent.settings import mqtt_protocol
+from agent.transport.access import HUB_USER
+from agent.transport.mqtt import MqttLink
+
+
+def build_hub(store: HubStore, identity: Identity, *, broker: str, events: Events) -> Hub:
+    """Put a hub together: the one way in."""
+    config = store.config
+    password = derive_password(bytes.fromhex(config.broker_secret), HUB_USER) if config.embedded else None
+    link = MqttLink(
+        url=broker,
+        client_id=f"bramble-hub-{config.community[:12]}",
+        username=HUB_USER if config.embedded else None,
+        password=password,
+        protocol=mqtt_protocol(),
+        allow_plaintext=config.allow_plaintext,
+    )
+    return Hub(store=store, identity=identity, link=link, events=events)
+
+
+def run_hub_process(home: Home, *, events: Events, with_parent: bool = False) -> None:
+    """Run the hub in ``home`` until SIGINT or SIGTERM, or ``with_parent`` until standard input ends.
+
+    Raises:
+        AlreadyRunningError: it runs already.
+        BrambleError: whatever stands in the way of starting.
+    """
+    with open_store(home) as store, exclusive(home):
+        identity = Identity.load(home.keys)
+        run_until_signalled(_run(store, identity, events), with_parent=with_parent)
+
+
+async def _run(store: HubStore, identity: Identity, events: Events) -> None:
+    config = store.config
+    if not config.embedded:
+        await build_hub(store, identity, broker=config.broker, events=events).run()
+        return
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(
+            keep_broker(store.home, port=configured_port(config.broker), events=events, ready=ready), name="broker"
+        )
+        url = await ready
+        if url != config.broker:
+            store.save_config(config.model_copy(update={"broker": url}))
+        await build_hub(store, identity, broker=url, events=events).run()

@@ -1,0 +1,152 @@
+"""What the hub says: its card and charter, the state of its rounds, and adapters to whoever asks for them.
+
+Adapters travel sealed too. Each has a content key, under which its chunks are the same for every device; a device gets
+that key sealed for itself alone, with the offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.crypto.envelope import sign
+from agent.crypto.identity import Identity, PublicIdentity
+from agent.crypto.sealing import SealKey, seal, seal_stream
+from agent.federation.messages import (
+    Announcement,
+    Body,
+    Card,
+    CharterNotice,
+    Chunk,
+    Range,
+)
+from agent.federation.sealing import PLAIN_CHUNK_BYTES, adapter_info, adapter_transfer_id, make_offer
+from agent.hub.store import HubStore, ReleaseRow
+from agent.paths import BlobStore
+from agent.transport.link import Link
+from agent.transport.topics import Topics
+
+MAX_WAITING = 4096
+"""Adapter requests that wait to be served; more are dropped, and their devices ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A device's wish for an adapter, or for parts of it."""
+
+    device: str
+    adapter: str
+    missing: tuple[Range, ...]
+
+
+class Publisher:
+    """The hub's voice: signs with its key, counts with its durable counter.
+
+    Args:
+        store: where counters, releases and rounds are.
+        blobs: where adapters are.
+        identity: the hub's keys.
+        link: to the broker.
+    """
+
+    def __init__(self, *, store: HubStore, blobs: BlobStore, identity: Identity, link: Link) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._identity = identity
+        self._link = link
+        self._config = store.config
+        self._community = bytes.fromhex(self._config.community)
+        self.topics = Topics(self._config.community)
+        self._wishes: asyncio.Queue[Request] = asyncio.Queue(MAX_WAITING)
+        self._wished: set[tuple[str, str]] = set()
+        self._announcing = asyncio.Lock()  # so that the retained announcement is the newest one
+
+    def envelope(self, kind: str, body: bytes) -> bytes:
+        """Sign a body as the hub."""
+        return sign(
+            self._identity,
+            kind=kind,
+            community=self._community,
+            counter=self._store.next_number("counter"),
+            time=int(time.time() * 1000),
+            body=body,
+        )
+
+    async def to_device(self, device: str, kind: str, body: Body) -> None:
+        """Say something to one device."""
+        await self._link.publish(self.topics.to(device, kind), self.envelope(kind, body.encode()))
+
+    async def introduce(self) -> None:
+        """Publish the retained card and charter."""
+        card = Card(name=self._config.name, public=self._identity.public.encode())
+        charter = CharterNotice(charter=self._config.charter)
+        for kind, body in (("card", card), ("charter", charter)):
+            await self._link.publish(self.topics.hub(kind), self.envelope(kind, body.encode()), retain=True)
+
+    async def announce(self) -> Announcement | None:
+        """Publish the retained state of the rounds."""
+        async with self._announcing:
+            announcement = self._announcement()
+            if announcement is not None:
+                envelope = self.envelope("round", announcement.encode())
+                await self._link.publish(self.topics.hub("round"), envelope, retain=True)
+            return announcement
+
+    def _announcement(self) -> Announcement | None:
+        state = self._store.round_state()
+        if state is None:
+            return None
+        release = self._store.releases()[-1]
+        candidate = self._store.candidate(state.number) if state.phase == "trial" else None
+        seed = self._store.seal_seed(state.number) if state.phase == "open" else b""
+        return Announcement(
+            sequence=self._store.next_number("sequence"),
+            round=state.number,
+            phase=state.phase,
+            deadline=int(state.deadline * 1000),
+            release=release.manifest,
+            candidate=candidate.manifest if candidate else None,
+            seal_key=SealKey.from_seed(seed).public if seed else b"",
+        )
+
+    def wish(self, request: Request) -> bool:
+        """Note that a device wants an adapter; asking again while waiting changes nothing."""
+        key = (request.device, request.adapter)
+        if key in self._wished or self._wishes.full():
+            return False
+        self._wished.add(key)
+        self._wishes.put_nowait(request)
+        return True
+
+    async def serve(self, device_key: dict[str, PublicIdentity]) -> None:
+        """Send adapters to whoever asked, one device after another, until cancelled."""
+        while True:
+            request = await self._wishes.get()
+            self._wished.discard((request.device, request.adapter))
+            release = self._store.release(request.adapter)
+            receiver = device_key.get(request.device)
+            if release is not None and receiver is not None:
+                await self._send(release, receiver, request.missing)
+
+    async def _send(self, release: ReleaseRow, receiver: PublicIdentity, missing: tuple[Range, ...]) -> None:
+        sha256, device = release.manifest.sha256, receiver.id
+        chunks = seal_stream(self._blobs.get(sha256), release.content_key, PLAIN_CHUNK_BYTES)
+        transfer = adapter_transfer_id(sha256, device)
+        if not missing:
+            info = adapter_info(self._community, device, sha256)
+            sealed_key = seal(receiver.seal_key, release.content_key, info)
+            offer = make_offer(
+                chunks, transfer=transfer, purpose="adapter", round_number=0, adapter=sha256, sealed_key=sealed_key
+            )
+            await self.to_device(device, "offer", offer)
+        for index in _indices(missing, len(chunks)):
+            await self.to_device(device, "chunk", Chunk(transfer=transfer, index=index, data=chunks[index]))
+
+
+def _indices(missing: tuple[Range, ...], count: int) -> Iterable[int]:
+    """Give the chunk indices of ranges (first, how many), each once; all where there are no ranges."""
+    if not missing:
+        return range(count)
+    return sorted({index for first, length in missing for index in range(first, min(first + length, count))})

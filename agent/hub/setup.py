@@ -1,0 +1,166 @@
+"""Making a hub: keys, database, charter, release 0. And giving out invites."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.crypto.identity import Identity
+from agent.crypto.passwords import derive_password
+from agent.crypto.sealing import KEY_BYTES
+from agent.errors import AlreadyInitialisedError, SettingsError
+from agent.federation.invite import Invite
+from agent.federation.making import make_keys, whole_database
+from agent.federation.messages import Manifest
+from agent.governance.charter import Charter
+from agent.hub.store import HubConfig, HubStore, ReleaseRow, create_store, open_store
+from agent.llm.gguf_file import open_gguf, sha256_file, target_shapes
+from agent.paths import BlobStore, Home
+from agent.transport.access import join_user
+from agent.transport.address import BrokerAddress, without_credentials
+from agent.update.start import initial_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class HubPlan:
+    """What `bramble hub init` was asked for.
+
+    Attributes:
+        broker: URL of a broker of your own; none for the embedded one.
+        last_round: close the community after it; none for never.
+    """
+
+    name: str
+    base: Path
+    broker: str | None
+    last_round: int | None
+    charter: Charter
+    allow_plaintext: bool = False
+    heartbeat_seconds: float = 60.0
+
+
+def describe_base(path: Path) -> dict[str, Any]:
+    """Give the charter's words for a base: name, SHA-256 and size.
+
+    Raises:
+        ModelError: the file is no GGUF that can be trained.
+    """
+    model = open_gguf(path)
+    return {"base_name": path.stem, "base_sha256": sha256_file(model.path), "base_bytes": path.stat().st_size}
+
+
+def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
+    """Make a hub in an empty state directory.
+
+    Args:
+        home: where.
+        plan: what for.
+        port: of the embedded broker, on loopback; 0 takes a free one at the first start and keeps it.
+
+    Raises:
+        AlreadyInitialisedError: there is one already.
+        ModelError: the base cannot be trained.
+        SettingsError: the broker's address is none.
+        PlaintextRefusedError: the broker is on another machine, and the connection would not be encrypted.
+    """
+    if home.database.exists():
+        raise AlreadyInitialisedError(
+            f"there is a hub or device in {home.root} already",
+            advice="Use it, or choose another directory with --home. Nothing was changed.",
+        )
+    if plan.broker is not None:
+        BrokerAddress.parse(plan.broker).require_privacy(allow_plaintext=plan.allow_plaintext)
+    shapes = target_shapes(open_gguf(plan.base), plan.charter.target_modules)
+    first = initial_adapter(
+        shapes,
+        rank=plan.charter.rank,
+        alpha=plan.charter.alpha,
+        seed=0,
+        base_sha256=plan.charter.base_sha256,
+    )
+    home.create()
+    make_keys(home)
+    config = HubConfig(
+        name=plan.name,
+        community=secrets.token_hex(16),
+        broker=plan.broker or f"mqtt://127.0.0.1:{port}",
+        embedded=plan.broker is None,
+        allow_plaintext=plan.allow_plaintext,
+        heartbeat_seconds=plan.heartbeat_seconds,
+        broker_secret=secrets.token_hex(32),
+        base_path=str(plan.base.resolve()),
+        last_round=plan.last_round,
+        charter=plan.charter,
+    )
+    data = first.to_bytes()
+    sha256 = BlobStore(home.blobs).put(data)
+    manifest = Manifest(number=0, sha256=sha256, parent="", size=len(data), round=0)
+    row = ReleaseRow(manifest=manifest, content_key=secrets.token_bytes(KEY_BYTES), state="promoted", updates=())
+    with whole_database(home), create_store(home) as store:
+        store.add_release(row)
+        store.save_config(config)
+    home.database.chmod(0o600)
+    return config
+
+
+def make_invite(home: Home, *, uses: int, expires_seconds: float) -> Invite:
+    """Give out an invite.
+
+    Raises:
+        SettingsError: the embedded broker has no port yet, because the hub was never started.
+    """
+    identity = Identity.load(home.keys)
+    with open_store(home) as store:
+        config = store.config
+        if config.embedded and config.broker.endswith(":0"):
+            raise SettingsError(
+                f"the embedded broker of the hub in {home.root} has no port yet",
+                advice="Start the hub once with `bramble hub run`, or give it a port: `bramble hub init --port 1883`.",
+            )
+        name, secret = secrets.token_bytes(8), secrets.token_bytes(32)
+        expires = int(time.time() + expires_seconds)
+        store.add_invite(name.hex(), secret, uses=uses, expires=expires)
+    user = join_user(name.hex())
+    return Invite(
+        broker=config.broker,
+        community=bytes.fromhex(config.community),
+        hub=identity.public.fingerprint(),
+        invite=name,
+        secret=secret,
+        broker_password=derive_password(bytes.fromhex(config.broker_secret), user) if config.embedded else "",
+        expires=expires,
+    )
+
+
+def hub_status(store: HubStore) -> dict[str, object]:
+    """Everything about the rounds, for `bramble hub status`."""
+    config, state = store.config, store.round_state()
+    return {
+        "name": config.name,
+        "community": config.community,
+        "broker": without_credentials(config.broker),
+        "round": state.number if state else 0,
+        "phase": state.phase if state else "not started",
+        "devices": [{"device": row.device, "nickname": row.nickname, "joined": row.joined} for row in store.devices()],
+        "releases": [
+            {"number": row.manifest.number, "sha256": row.manifest.sha256, "round": row.manifest.round}
+            for row in store.releases()
+        ],
+        "rounds": store.round_rows(),
+        "updates": [
+            {
+                "update": row.update_id,
+                "round": row.round,
+                "device": row.device,
+                "tokens": row.tokens,
+                "norm": row.norm,
+                "wire_bytes": row.wire_bytes,
+                "fp32_bytes": row.fp32_bytes,
+            }
+            for row in store.updates()
+        ],
+        "refusals": store.refusals(),
+    }

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.errors import MergeError
+from agent.hub.merge.carry import carry_from_bytes
+from agent.hub.merge.rule import Merged, merge
+from agent.hub.merge.stack import StackRule
+from agent.llm.adapter import Adapter, LoraFactors, ModulePath
+from agent.testing import SMALL_SHAPES, check_merge_rule, random_adapter, random_delta
+from agent.update.delta import Delta, apply, product_norms, start_for_rank
+from agent.update.start import initial_adapter
+
+Dense = dict[ModulePath, np.ndarray]
+
+
+def products(adapter: Adapter) -> Dense:
+    return {name: f.b.astype(np.float64) @ f.a.astype(np.float64) for name, f in adapter.modules.items()}
+
+
+def changes(community: Adapter, delta: Delta) -> Dense:
+    """Give a device's change of each layer, by dense matrices and the definition alone."""
+    start = start_for_rank(community, delta.rank)
+    before, after = products(start), products(apply(start, delta))
+    return {name: after[name] - before[name] for name in before}
+
+
+def carried(merged: Merged) -> Dense:
+    shapes = merged.adapter.shapes
+    left_over = carry_from_bytes(merged.carry, shapes)
+    return {
+        name: left_over[name].left @ left_over[name].right if name in left_over else np.zeros(shape)
+        for name, shape in shapes.items()
+    }
+
+
+def run(rule: StackRule, community: Adapter, updates: list[tuple[Delta, float]], carry: bytes = b"") -> Merged:
+    accumulator = rule.start(community, carry)
+    for delta, weight in updates:
+        accumulator.add(delta, weight)
+    return accumulator.finish()
+
+
+def test_the_rule_keeps_the_promises_of_every_rule() -> None:
+    check_merge_rule(StackRule())
+    check_merge_rule(StackRule(server_lr=0.5, carry_rank=0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ranks=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    weights=st.lists(st.floats(0.1, 1e6), min_size=12, max_size=12),
+    rate=st.sampled_from([1.0, 0.5, 2.0]),
+    seed=st.integers(0, 99),
+)
+def test_release_and_carry_are_together_the_exact_sum_for_any_mix_of_ranks(
+    ranks: list[int], weights: list[float], rate: float, seed: int
+) -> None:
+    community = random_adapter(rank=5, seed=seed)
+    updates = [(random_delta(rank=rank, seed=seed + i), weights[i]) for i, rank in enumerate(ranks)]
+    merged = run(StackRule(server_lr=rate), community, updates)
+    total = sum(weight for _, weight in updates)
+    released, left_over = products(merged.adapter), carried(merged)
+    for name, before in products(community).items():
+        mean = sum(weight / total * changes(community, delta)[name] for delta, weight in updates)
+        np.testing.assert_allclose(released[name] + left_over[name], before + rate * mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 30])
+def test_the_release_is_the_best_of_its_rank(devices: int) -> None:
+    community = random_adapter(rank=4, seed=1)
+    updates = [(random_delta(rank=1 + seed % 4, seed=seed, size=0.2), 1.0) for seed in range(devices)]
+    merged = run(StackRule(), community, updates)
+    released = products(merged.adapter)
+    for name, before in products(community).items():
+        exact = before + sum(changes(community, delta)[name] for delta, _ in updates) / devices
+        u, s, vt = np.linalg.svd(exact)
+        best = u[:, :4] * s[:4] @ vt[:4]
+        np.testing.assert_allclose(released[name], best, atol=1e-5)
+        factors = merged.adapter.modules[name]
+        np.testing.assert_allclose(np.linalg.norm(factors.b, axis=0), np.sqrt(s[:4]), rtol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(factors.a, axis=1), np.sqrt(s[:4]), rtol=1e-4)
+
+
+def test_over_many_rounds_nothing_is_lost() -> None:
+    community, carry = initial_adapter(SMALL_SHAPES, rank=3, alpha=6, seed=0, base_sha256="ab" * 32), b""
+    exact = products(community)
+    for round_ in range(6):
+        updates = [(random_delta(rank=3, seed=10 * round_ + i, size=0.2), 1.0 + i) for i in range(4)]
+        total = sum(weight for _, weight in updates)
+        for name in exact:
+            exact[name] = exact[name] + sum(w / total * changes(community, d)[name] for d, w in updates)
+        merged = run(StackRule(), community, updates, carry)
+        assert merged.report.discarded_energy < 1e-9
+        community, carry = merged.adapter, merged.carry
+    released, left_over = products(community), carried(merged)
+    for name, value in exact.items():
+        np.testing.assert_allclose(released[name] + left_over[name], value, atol=1e-4)
+
+
+def test_without_room_to_carry_the_lost_energy_is_published() -> None:
+    community = random_adapter(rank=2, seed=1)
+    updates = [(random_delta(rank=2, seed=seed, size=0.3), 1.0) for seed in range(5)]
+    merged = run(StackRule(carry_rank=0), community, updates)
+    assert merged.carry == b""
+    lost = everything = 0.0
+    for name, before in products(community).items():
+        s = np.linalg.svd(before + sum(changes(community, d)[name] for d, _ in updates) / 5, compute_uv=False)
+        lost, everything = lost + float((s[2:] ** 2).sum()), everything + float((s**2).sum())
+    assert merged.report.discarded_energy == pytest.approx(lost / everything, rel=1e-6)
+    kept = run(StackRule(carry_rank=99), community, updates).report
+    assert kept.carried_energy == pytest.approx(lost / everything, rel=1e-6)
+    assert kept.discarded_energy == pytest.approx(0, abs=1e-12)
+
+
+def test_any_order_of_arrival_gives_the_same_bytes() -> None:
+    community = random_adapter(seed=1)
+    updates = {f"d{i}": (random_delta(rank=1 + i, seed=i), 1.0 + i) for i in range(3)}
+    results = {
+        (merged.adapter.to_bytes(), merged.carry)
+        for order in itertools.permutations(updates)
+        for merged in [merge(StackRule(), community, {d: lambda d=d: updates[d] for d in order})]  # type: ignore[misc]
+    }
+    assert len(results) == 1
+
+
+def test_components_that_are_not_there_stay_trainable() -> None:
+    community = initial_adapter(SMALL_SHAPES, rank=8, alpha=16, seed=0, base_sha256="ab" * 32)
+    merged = run(StackRule(), community, [(random_delta(rank=2, seed=1), 1.0)])
+    for factors in merged.adapter.modules.values():
+        dead = ~factors.b.any(axis=0)
+        assert dead.sum() >= 4
+        assert factors.a.any(axis=1).all()
+        norms = np.linalg.norm(factors.a[dead], axis=1)
+        assert (norms > 0.2).all()
+        assert (norms < 1.0).all()
+
+
+def test_a_module_that_a_device_did_not_train_counts_as_unchanged() -> None:
+    community, delta = random_adapter(seed=1), random_delta(seed=2)
+    only = min(delta.modules)
+    merged = run(StackRule(), community, [(replace(delta, modules={only: delta.modules[only]}), 1.0)])
+    before, after = products(community), products(merged.adapter)
+    for name, value in before.items():
+        if name != only:
+            np.testing.assert_allclose(after[name], value, atol=1e-6)
+
+
+def test_the_report_names_weights_and_norms_in_order() -> None:
+    community = random_adapter(rank=4, seed=1)
+    deltas = [random_delta(rank=rank, seed=rank) for rank in (2, 4)]
+    report = run(StackRule(), community, [(deltas[0], 1.0), (deltas[1], 3.0)]).report
+    assert report.weights == (0.25, 0.75)
+    for delta, norm in zip(deltas, report.norms, strict=True):
+        norms = product_norms(start_for_rank(community, delta.rank), delta)
+        assert norm == pytest.approx(float(np.linalg.norm(list(norms.values()))))
+
+
+def test_sums_that_overflow_are_refused() -> None:
+    huge = Delta(
+        rank=4,
+        modules={
+            name: LoraFactors(a=np.full((4, i), 3e38, np.float32), b=np.full((o, 4), 3e38, np.float32))
+            for name, (o, i) in SMALL_SHAPES.items()
+        },
+    )
+    accumulator = StackRule().start(random_adapter())
+    accumulator.add(huge, 1.0)
+    with pytest.raises(MergeError, match="too large"):
+        accumulator.finish()
+
+
+@pytest.mark.parametrize(("rate", "carry_rank"), [(0.0, 1), (float("nan"), 1), (1.0, -1)])
+def test_a_rule_that_makes_no_sense_is_not_made(rate: float, carry_rank: int) -> None:
+    with pytest.raises(ValueError, match="no sense"):
+        StackRule(server_lr=rate, carry_rank=carry_rank)
+
+
+def test_concatenation_by_peft_gives_the_same_merge() -> None:
+    """PEFT's ``add_weighted_adapter`` with ``cat`` is an independent oracle for the mean of products."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    community = initial_adapter(SMALL_SHAPES, rank=4, alpha=8, seed=0, base_sha256="ab" * 32)
+    names = {name: name.replace(".", "_") for name in SMALL_SHAPES}
+    base = torch.nn.ModuleDict({names[n]: torch.nn.Linear(i, o, bias=False) for n, (o, i) in SMALL_SHAPES.items()})
+    deltas = {f"d{rank}": random_delta(rank=rank, seed=rank) for rank in (2, 4)}
+    model = None
+    for label, delta in deltas.items():
+        config = peft.LoraConfig(
+            r=delta.rank, lora_alpha=community.scaling * delta.rank, target_modules=list(names.values())
+        )
+        if model is None:
+            model = peft.PeftModel(base, config, adapter_name=label)
+        else:
+            model.add_adapter(label, config)
+        trained = apply(start_for_rank(community, delta.rank), delta)
+        for name, factors in trained.modules.items():
+            layer = model.base_model.model[names[name]]
+            layer.lora_A[label].weight.data = torch.from_numpy(factors.a.copy())
+            layer.lora_B[label].weight.data = torch.from_numpy(factors.b.copy())
+    assert model is not None
+    model.base_model.add_weighted_adapter(list(deltas), [0.25, 0.75], "both", combination_type="cat")
+    merged = run(StackRule(), community, [(deltas["d2"], 1.0), (deltas["d4"], 3.0)])
+    released, left_over = products(merged.adapter), carried(merged)
+    for name in SMALL_SHAPES:
+        theirs = model.base_model.model[names[name]].get_delta_weight("both").numpy()
+        np.testing.assert_allclose(community.scaling * (released[name] + left_over[name]), theirs, atol=1e-5)

@@ -1,0 +1,205 @@
+"""Transfers as they come in at the hub: resumed, refused early, bounded, and counted once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.crypto.sealing import SealKey
+from agent.errors import MalformedMessageError, ProtocolError, TransferError
+from agent.federation.messages import Chunk, Offer
+from agent.federation.sealing import Parcel, wrap_update
+from agent.hub.inbox import MAX_OPEN_TRANSFERS, Inbox, RoundContext, largest_update
+from agent.hub.rounds import RoundState
+from agent.hub.store import HubStore, open_store
+from agent.llm.adapter import from_bytes
+from agent.paths import BlobStore
+from agent.testing import random_delta
+from agent.transport.transfer import CHUNK_BYTES
+from agent.update.wire import UpdateHeader, encode_update
+from tests.hub.world import make_world
+
+DEVICE = "a" * 52
+OTHER = "b" * 52
+
+
+class Desk:
+    """An inbox at an open round, and updates for it."""
+
+    def __init__(self, store: HubStore) -> None:
+        self.store = store
+        self.config = store.config
+        self.community = bytes.fromhex(self.config.community)
+        self.blobs = BlobStore(store.home.blobs)
+        release = store.releases()[-1].manifest
+        self.context = RoundContext(
+            state=RoundState(number=1, phase="open", deadline=0.0),
+            community=from_bytes(self.blobs.get(release.sha256)),
+            start_sha256=release.sha256,
+            start_number=0,
+            seal_key=SealKey.generate(),
+            charter=self.config.charter,
+        )
+
+    def inbox(self) -> Inbox:
+        return Inbox(store=self.store, blobs=self.blobs, directory=self.store.home.inbox, community=self.community)
+
+    def parcel(self, *, seed: int = 0, device: str = DEVICE) -> Parcel:
+        start = self.context.community
+        header = UpdateHeader(
+            round=1,
+            base_sha256=self.config.charter.base_sha256,
+            start_release=self.context.start_sha256,
+            rank=start.rank,
+            alpha=start.alpha,
+            tokens=10,
+            steps=1,
+            seed=seed,
+        )
+        body = encode_update(header, random_delta(shapes=start.shapes, rank=start.rank, seed=seed), "none")
+        assert self.context.seal_key is not None
+        return wrap_update(
+            body,
+            seal_key=self.context.seal_key.public,
+            community=self.community,
+            device=device,
+            round_number=1,
+            start_sha256=self.context.start_sha256,
+        )
+
+    def chunk(self, parcel: Parcel, index: int) -> Chunk:
+        return Chunk(transfer=parcel.offer.transfer, index=index, data=parcel.chunks[index])
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_q8: Path) -> Iterator[Desk]:
+    with open_store(make_world(tmp_path / "hub", tiny_q8).home) as store:
+        yield Desk(store)
+
+
+def test_update_is_counted_when_its_last_chunk_is_here_and_leaves_nothing_behind(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    assert len(parcel.chunks) > 1
+    asked = inbox.offered(DEVICE, parcel.offer, desk.context).receipt
+    assert asked is not None
+    assert (asked.state, asked.missing) == ("missing", [(0, len(parcel.chunks))])
+    for index in reversed(range(1, len(parcel.chunks))):
+        assert inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context).receipt is None
+    outcome = inbox.arrived(DEVICE, desk.chunk(parcel, 0), desk.context)
+    assert outcome.receipt is not None
+    assert outcome.receipt.state == "done"
+    assert outcome.counted is not None
+    assert desk.blobs.has(outcome.counted.update_id)
+    assert [row.device for row in desk.store.updates(1)] == [DEVICE]
+    assert list((desk.store.home.inbox / DEVICE).iterdir()) == []
+
+
+def test_transfer_goes_on_after_a_restart_with_what_is_missing(desk: Desk) -> None:
+    parcel = desk.parcel()
+    desk.inbox().offered(DEVICE, parcel.offer, desk.context)
+    desk.inbox().arrived(DEVICE, desk.chunk(parcel, 1), desk.context)
+    receipt = desk.inbox().offered(DEVICE, parcel.offer, desk.context).receipt
+    assert receipt is not None
+    assert [index for first, length in receipt.missing for index in range(first, first + length)] == [
+        index for index in range(len(parcel.chunks)) if index != 1
+    ]
+
+
+def test_update_offered_again_after_it_was_counted_gets_the_same_receipt(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    inbox.offered(DEVICE, parcel.offer, desk.context)
+    for index in range(len(parcel.chunks)):
+        inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context)
+    for late in (None, desk.context):
+        again = desk.inbox().offered(DEVICE, parcel.offer, late)
+        assert again.counted is None
+        assert again.receipt is not None
+        assert again.receipt.state == "done"
+        assert desk.inbox().arrived(DEVICE, desk.chunk(parcel, 0), late).receipt == again.receipt
+    assert len(desk.store.updates(1)) == 1
+
+
+def test_refused_update_stays_refused_with_its_reason(desk: Desk) -> None:
+    parcel = desk.parcel()
+    closed = RoundContext(
+        **{
+            **{name: getattr(desk.context, name) for name in RoundContext.__dataclass_fields__},
+            "state": RoundState(number=2, phase="open", deadline=0.0),
+        }
+    )
+    first = desk.inbox().offered(DEVICE, parcel.offer, closed)
+    assert first.refused is not None
+    assert first.refused.reason == "round-closed"
+    again = desk.inbox().offered(DEVICE, parcel.offer, desk.context).receipt
+    assert again is not None
+    assert (again.state, again.reason) == ("refused", "round-closed")
+
+
+def test_update_sealed_by_one_device_and_sent_by_another_is_refused(desk: Desk) -> None:
+    inbox, stolen = desk.inbox(), desk.parcel(device=DEVICE)
+    inbox.offered(OTHER, stolen.offer, desk.context)
+    outcomes = [inbox.arrived(OTHER, desk.chunk(stolen, index), desk.context) for index in range(len(stolen.chunks))]
+    assert outcomes[-1].refused is not None
+    assert outcomes[-1].refused.reason == "seal-broken"
+    assert desk.store.updates(1) == []
+
+
+def test_update_that_is_too_large_is_refused_before_it_travels(desk: Desk) -> None:
+    offer = desk.parcel().offer
+    size = largest_update(desk.context.community) + 1
+    outcome = desk.inbox().offered(DEVICE, offer.model_copy(update={"size": size}), desk.context)
+    assert outcome.refused is not None
+    assert outcome.refused.reason == "oversized"
+    assert not list(desk.store.home.inbox.rglob("*.offer"))
+
+
+def test_whole_that_is_not_what_was_announced_is_asked_for_again(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    inbox.offered(DEVICE, parcel.offer, desk.context)
+    for index in range(1, len(parcel.chunks)):
+        inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context)
+    wrong = Chunk(transfer=parcel.offer.transfer, index=0, data=os.urandom(len(parcel.chunks[0])))
+    receipt = inbox.arrived(DEVICE, wrong, desk.context).receipt
+    assert receipt is not None
+    assert (receipt.state, receipt.missing) == ("missing", [(0, len(parcel.chunks))])
+
+
+def test_chunk_of_nothing_or_of_the_wrong_size_is_refused(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    with pytest.raises(TransferError):
+        inbox.arrived(DEVICE, desk.chunk(parcel, 0), desk.context)
+    inbox.offered(DEVICE, parcel.offer, desk.context)
+    for chunk in (
+        Chunk(transfer=parcel.offer.transfer, index=0, data=b"short"),
+        Chunk(transfer=parcel.offer.transfer, index=len(parcel.chunks), data=b"beyond"),
+    ):
+        with pytest.raises(ProtocolError):
+            inbox.arrived(DEVICE, chunk, desk.context)
+    with pytest.raises(TransferError):  # another device cannot add to it
+        inbox.arrived(OTHER, desk.chunk(parcel, 0), desk.context)
+
+
+def test_offer_whose_numbers_make_no_transfer_is_refused_and_the_hub_lives(desk: Desk) -> None:
+    offer = desk.parcel().offer
+    for change in ({"chunk_bytes": 1, "size": 10**6}, {"purpose": "adapter"}):
+        with pytest.raises(ProtocolError):
+            desk.inbox().offered(DEVICE, offer.model_copy(update=change), desk.context)
+    with pytest.raises(MalformedMessageError):
+        Offer.decode(offer.model_copy(update={"chunk_bytes": CHUNK_BYTES + 1}).encode())
+
+
+def test_unfinished_transfers_of_a_device_are_bounded(desk: Desk) -> None:
+    inbox = desk.inbox()
+    parcels = [desk.parcel(seed=seed) for seed in range(MAX_OPEN_TRANSFERS + 3)]
+    for parcel in parcels:
+        inbox.offered(DEVICE, parcel.offer, desk.context)
+        inbox.arrived(DEVICE, desk.chunk(parcel, 0), desk.context)
+    kept = list((desk.store.home.inbox / DEVICE).glob("*.offer"))
+    assert 0 < len(kept) <= MAX_OPEN_TRANSFERS
+    newest = parcels[-1]
+    for index in range(1, len(newest.chunks)):
+        outcome = inbox.arrived(DEVICE, desk.chunk(newest, index), desk.context)
+    assert outcome.counted is not None
