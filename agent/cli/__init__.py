@@ -1,0 +1,49 @@
+"""The command line: `bramble`. A face: it parses, calls, prints, and holds no logic of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from agent.cli.lazy import LazyGroup
+from agent.errors import BrambleError
+
+COMMANDS = {
+    "init": ("agent.cli.device:init", "Make this machine a device: keys, directories, what it can do."),
+    "join": ("agent.cli.device:join", "Join a community with an invite."),
+    "data": ("agent.cli.data:data", "Say which text may be learned from."),
+    "run": ("agent.cli.device:run", "Take part: train, send, judge, adopt. Runs until stopped."),
+    "status": ("agent.cli.device:status", "What this device is doing, and why."),
+    "chat": ("agent.cli.chat:chat", "Talk to the model on this device."),
+    "hub": ("agent.cli.hub:hub", "Run a community's hub."),
+    "broker": ("agent.cli.broker:broker", "Run the embedded MQTT broker by itself."),
+    "demo": ("agent.cli.demo:demo", "Watch a broker, a hub and three devices grow one model."),
+}
+"""Every command: where it lives and what it does, so that `--help` imports none of them."""
+
+
+@click.group(cls=LazyGroup, commands_by_name=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bramble-agent", prog_name="bramble")
+def cli() -> None:
+    """On-device federated fine-tuning of language models."""
+
+
+def main() -> None:
+    """Run the command line and explain every error; a traceback only where BRAMBLE_TRACEBACK is set."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except BrambleError as error:
+        if os.environ.get("BRAMBLE_TRACEBACK"):
+            raise
+        click.secho(f"bramble: {error.message}", fg="red", err=True)
+        click.echo(f"What to do: {error.advice}", err=True)
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)

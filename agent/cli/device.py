@@ -1,0 +1,122 @@
+"""`bramble init`, `join`, `run`, `status`: the life of a device."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+from agent.cli.options import as_json, device_home, events_json, print_json, with_parent, yes
+from agent.paths import Home
+
+
+@click.command()
+@device_home
+@click.option("--nickname", default="", help="A name for the hub's operator to see; empty for none.")
+@as_json
+def init(home: Home, nickname: str, as_json: bool) -> None:
+    """Make this machine a device: keys, directories, what it can do."""
+    from agent.service import create_device
+
+    device = create_device(home, nickname=nickname)
+    if as_json:
+        print_json(device.as_dict())
+        return
+    click.echo(f"This device is {device.short_id} (keys in {home.keys}, readable by you alone).")
+    click.echo(f"Its profile is “{device.profile_title}”: {'; '.join(device.reasons)}.")
+    click.echo(f"Training will use {device.threads} core(s). Change it in {home.settings}.")
+    click.echo("Next: bramble join INVITE")
+
+
+@click.command()
+@click.argument("invite")
+@device_home
+@click.option("--base", type=click.Path(dir_okay=False), help="The community's GGUF, if it is not the seedling.")
+@click.option("--allow-plaintext", is_flag=True, help="Use an unencrypted broker on another machine. Think twice.")
+@yes
+@as_json
+def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: bool, as_json: bool) -> None:
+    """Join a community with an INVITE from its hub's operator."""
+    from pathlib import Path
+
+    from agent.federation.enrol import Door
+    from agent.service import join_community
+
+    def agree(door: Door) -> bool:
+        _show_charter(door)
+        return yes or click.confirm("Join this community?", default=False, err=True)
+
+    membership = asyncio.run(
+        join_community(home, invite, base=Path(base) if base else None, agree=agree, allow_plaintext=allow_plaintext)
+    )
+    if as_json:
+        print_json(
+            {
+                "community": membership.community,
+                "name": membership.charter.name,
+                "broker": membership.broker,
+                "base": str(membership.base),
+            }
+        )
+        return
+    click.echo(f"You are a member of {membership.charter.name!r}.")
+    click.echo("Next: bramble data add PATH, then bramble run")
+
+
+def _show_charter(door: object) -> None:
+    """Show the rules of a community before anything is agreed to."""
+    from agent.federation.enrol import Door
+    from agent.governance.charter import WHAT_IS_NOT_SENT, WHAT_IS_SENT
+
+    assert isinstance(door, Door)
+    charter = door.charter
+    lines = [
+        f"Community   {charter.name}",
+        f"Hub         {door.hub_name}, fingerprint {door.hub.fingerprint()[:20]}… (the one in your invite)",
+        f"Base        {charter.base_name} ({charter.base_bytes / 1e6:.1f} MB, SHA-256 {charter.base_sha256[:16]}…)",
+        f"Licence     {charter.licence} for the community's adapter",
+        f"Merging     {charter.merge_rule}, rank {charter.rank}, at least {charter.rounds.quorum} devices a round",
+        "Is sent     " + "\n            ".join(WHAT_IS_SENT),
+        "Never sent  " + "\n            ".join(WHAT_IS_NOT_SENT),
+    ]
+    click.echo("\n".join(lines), err=True)
+
+
+@click.command()
+@device_home
+@click.option("--threads", type=click.IntRange(1), help="Cores to use, over the settings.")
+@events_json
+@with_parent
+def run(home: Home, threads: int | None, events_json: bool, with_parent: bool) -> None:
+    """Take part in the community: train, send, judge, adopt. Runs until stopped."""
+    from agent.events import Events
+    from agent.service import run_device
+
+    events = Events(stream=sys.stdout if events_json else sys.stderr, as_json=events_json)
+    run_device(home, events=events, threads=threads, with_parent=with_parent)
+
+
+@click.command()
+@device_home
+@as_json
+def status(home: Home, as_json: bool) -> None:
+    """Say what this device is doing, and why."""
+    from agent.service import device_status
+
+    found = device_status(home)
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        if not isinstance(value, (list, dict)):
+            click.echo(f"{key.replace('_', ' '):<16} {value}")
+    rounds = found.get("rounds")
+    if isinstance(rounds, list) and rounds:
+        click.echo("\nround  update      bytes    state     tokens  loss first → last")
+        for row in rounds:
+            report = row["report"]
+            click.echo(
+                f"{row['round']:>5}  {row['update_id'][:10]}  {row['wire_bytes']:>7,}  {row['state']:<8}"
+                f"  {report.get('tokens', 0):>6,}  {report.get('first_loss', 0):.3f} → {report.get('last_loss', 0):.3f}"
+            )

@@ -1,0 +1,167 @@
+"""`bramble hub`: run a community's hub."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.cli.options import as_json, events_json, hub_home, print_json, with_parent
+from agent.paths import Home
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a number with a unit: 90s, 15m, 12h, 7d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no duration; write 90s, 15m, 12h or 7d", param, ctx)
+        return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+DURATION = Duration()
+
+
+@click.group()
+def hub() -> None:
+    """Run a community's hub."""
+
+
+@hub.command("init")
+@hub_home
+@click.option("--name", default="A Bramble community", show_default=True, help="What members will see.")
+@click.option("--base", type=click.Path(path_type=Path), help="GGUF that everybody trains; the seedling if not given.")
+@click.option("--broker", help="URL of your own MQTT broker; an embedded one on loopback if not given.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Of the embedded broker; 0 picks one and keeps it."
+)
+@click.option("--quorum", type=click.IntRange(1), default=2, show_default=True, help="Updates a round needs at least.")
+@click.option(
+    "--target", type=click.IntRange(1), default=3, show_default=True, help="Updates that end a round at once."
+)
+@click.option("--collect", type=DURATION, default="1h", show_default=True, help="How long a round collects updates.")
+@click.option("--trial", type=DURATION, default="10m", show_default=True, help="How long devices may try a candidate.")
+@click.option("--rank", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Training steps a round.")
+@click.option("--batch-size", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option("--window", type=click.IntRange(16, 8192), default=256, show_default=True, help="Tokens a window.")
+@click.option("--learning-rate", type=float, default=None, help="Highest learning rate.")
+@click.option("--rounds", type=click.IntRange(1), default=None, help="Close after so many rounds; never if not given.")
+@click.option(
+    "--heartbeat", type=DURATION, default="60s", show_default=True, help="How often to repeat the announcement."
+)
+@click.option("--allow-plaintext", is_flag=True, help="Use an unencrypted broker on another machine. Think twice.")
+@as_json
+def init(home: Home, **options: Any) -> None:
+    """Create a community: keys, charter, database, release 0."""
+    from pydantic import ValidationError
+
+    from agent.errors import SettingsError
+    from agent.governance.charter import Charter, RoundRules, TrainingPlan
+    from agent.hub.setup import HubPlan, create_hub, describe_base
+    from agent.llm.seedling import SEEDLING_PATH
+
+    base = options["base"] or SEEDLING_PATH
+    described = describe_base(base)
+    plan = {key: options[key] for key in ("steps", "batch_size", "window")}
+    if options["learning_rate"] is not None:
+        plan["learning_rate"] = options["learning_rate"]
+    plan["warmup_steps"] = max(1, options["steps"] // 10)
+    try:
+        charter = Charter(
+            name=options["name"],
+            rank=options["rank"],
+            alpha=2.0 * options["rank"],
+            training=TrainingPlan(**plan),
+            rounds=RoundRules(
+                quorum=options["quorum"],
+                target=max(options["target"], options["quorum"]),
+                collect_seconds=options["collect"],
+                trial_seconds=options["trial"],
+            ),
+            **described,
+        )
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        raise SettingsError(
+            f"the charter cannot have {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}",
+            advice="Correct that option; `bramble hub init --help` lists them.",
+        ) from cause
+    hub_plan = HubPlan(
+        name=options["name"],
+        base=base,
+        broker=options["broker"],
+        last_round=options["rounds"],
+        charter=charter,
+        allow_plaintext=options["allow_plaintext"],
+        heartbeat_seconds=options["heartbeat"],
+    )
+    config = create_hub(home, hub_plan, port=options["port"])
+    if options["as_json"]:
+        print_json({"community": config.community, "broker": config.broker, "base_sha256": charter.base_sha256})
+        return
+    click.echo(f"Community {charter.name!r} was created in {home.root}.")
+    click.echo("Next: bramble hub run, and in another terminal: bramble hub invite")
+
+
+@hub.command("run")
+@hub_home
+@events_json
+@with_parent
+def run(home: Home, events_json: bool, with_parent: bool) -> None:
+    """Run the hub (and the embedded broker, if the community uses it) until stopped."""
+    from agent.events import Events
+    from agent.hub.process import run_hub_process
+
+    events = Events(stream=sys.stdout if events_json else sys.stderr, as_json=events_json)
+    run_hub_process(home, events=events, with_parent=with_parent)
+
+
+@hub.command("invite")
+@hub_home
+@click.option("--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Devices it lets in.")
+@click.option("--expires", type=DURATION, default="7d", show_default=True, help="How long it is good for.")
+@as_json
+def invite(home: Home, uses: int, expires: float, as_json: bool) -> None:
+    """Give out an invite: one line for `bramble join`."""
+    from agent.hub.setup import make_invite
+
+    made = make_invite(home, uses=uses, expires_seconds=expires)
+    if as_json:
+        print_json({"invite": made.encode(), "uses": uses, "expires": made.expires, "broker": made.broker})
+        return
+    click.echo(made.encode())
+    click.echo(f"Good for {uses} device(s). Pass it on privately: whoever has it can join.", err=True)
+
+
+@hub.command("status")
+@hub_home
+@as_json
+def status(home: Home, as_json: bool) -> None:
+    """Say where the rounds are, who takes part, and what was released."""
+    from agent.hub.setup import hub_status
+    from agent.hub.store import open_store
+
+    with open_store(home) as store:
+        found: dict[str, Any] = hub_status(store)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"{found['name']} at {found['broker']}: round {found['round']}, {found['phase']}")
+    click.echo(f"{len(found['devices'])} devices, {len(found['updates'])} updates, {len(found['refusals'])} refused")
+    for row in found["rounds"]:
+        counted = sum(update["round"] == row["round"] for update in found["updates"])
+        click.echo(f"  round {row['round']:>3}  {counted:>3} updates  {row['outcome']:<9} {row['reason']}")
+    for row in found["releases"]:
+        click.echo(f"  release {row['number']:>3}  {row['sha256'][:16]}  from round {row['round']}")

@@ -1,0 +1,319 @@
+"""A device put together from its state directory: what the command line starts and asks. No model, no torch in here."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.crypto.identity import Identity
+from agent.data.consent import ConsentBook
+from agent.data.documents import Survey
+from agent.device.hardware import detect
+from agent.device.profile import load_profiles, recognise
+from agent.errors import (
+    AlreadyInitialisedError,
+    AlreadyRunningError,
+    BaseMismatchError,
+    InviteRefusedError,
+    NotInitialisedError,
+    UnreadableModelError,
+)
+from agent.events import Events
+from agent.federation.device import Device
+from agent.federation.enrol import Door, Newcomer
+from agent.federation.invite import Invite, parse_invite
+from agent.federation.making import make_keys, whole_database
+from agent.federation.store import DeviceStore, Membership, open_device_store
+from agent.governance.charter import Charter
+from agent.llm.gguf_file import open_gguf, sha256_file
+from agent.llm.seedling import SEEDLING_PATH
+from agent.paths import Home, exclusive, explained_disk, write_atomically
+from agent.running import run_until_signalled
+from agent.settings import DeviceSettings, load_settings, mqtt_protocol
+from agent.transport.address import without_credentials
+from agent.transport.mqtt import MqttLink
+
+
+@dataclass(frozen=True, slots=True)
+class NewDevice:
+    """What `bramble init` made."""
+
+    device: str
+    short_id: str
+    profile: str
+    profile_title: str
+    reasons: tuple[str, ...]
+    threads: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Give it for programs."""
+        return {
+            "device": self.device,
+            "profile": self.profile,
+            "reasons": list(self.reasons),
+            "threads": self.threads,
+        }
+
+
+def create_device(home: Home, *, nickname: str = "") -> NewDevice:
+    """Make keys, directories and settings for a device.
+
+    Raises:
+        AlreadyInitialisedError: there is one already; nothing is changed.
+    """
+    if home.database.exists():
+        raise AlreadyInitialisedError(
+            f"there is a device or hub in {home.root} already",
+            advice="Use it, or choose another directory with --home. Nothing was changed.",
+        )
+    home.create()
+    recognised = recognise(detect(), load_profiles())
+    threads = recognised.profile.training.threads_for(detect())
+    lines = [
+        "# Settings of this device's owner. `threads` is how many cores training may use.",
+        f"threads = {threads}",
+        f'nickname = "{_toml(nickname)}"',
+    ]
+    write_atomically(home.settings, ("\n".join(lines) + "\n").encode())
+    identity = make_keys(home)
+    with whole_database(home), open_device_store(home, create=True):
+        pass
+    return NewDevice(
+        device=identity.id,
+        short_id=identity.short_id,
+        profile=recognised.profile.name,
+        profile_title=recognised.profile.title,
+        reasons=recognised.reasons,
+        threads=threads,
+    )
+
+
+def _toml(text: str) -> str:
+    """Escape a nickname for a basic TOML string."""
+    return "".join(letter for letter in text if letter.isprintable()).replace("\\", "\\\\").replace('"', '\\"')[:64]
+
+
+async def join_community(
+    home: Home,
+    line: str,
+    *,
+    base: Path | None,
+    agree: Callable[[Door], bool],
+    allow_plaintext: bool = False,
+) -> Membership:
+    """Join the community that an invite names.
+
+    Args:
+        home: of a device that was initialised.
+        line: the invite.
+        base: the community's GGUF on this machine; the seedling if it is the community's base.
+        agree: shown the charter, says whether the owner wants in.
+        allow_plaintext: use an unencrypted broker on another machine.
+
+    Raises:
+        InvalidInviteError: the line is no invite.
+        InviteRefusedError: expired, used up, unknown, or the owner said no.
+        BaseMismatchError: the base here is not the community's.
+        NetworkError: the broker or hub does not answer.
+    """
+    identity = Identity.load(home.keys)
+    invite = parse_invite(line)
+    _check_expiry(invite)
+    with open_device_store(home) as store, exclusive(home):
+        link = MqttLink(
+            url=invite.broker,
+            client_id=f"join-{identity.id[:20]}",
+            username=invite.broker_username if invite.broker_password else None,
+            password=invite.broker_password or None,
+            session_seconds=0,
+            protocol=mqtt_protocol(),
+            allow_plaintext=allow_plaintext,
+        )
+        async with link:
+            nickname = load_settings(home.settings).nickname
+            newcomer = Newcomer(link=link, invite=invite, identity=identity, nickname=nickname)
+            door = await newcomer.meet()
+            base_path = find_base(door.charter, base)
+            if not agree(door):
+                raise InviteRefusedError(
+                    f"you did not join {door.charter.name!r}", advice="Nothing was sent. The invite is still good."
+                )
+            reply = await newcomer.ask(door)
+        membership = Membership(
+            community=invite.community.hex(),
+            broker=invite.broker,
+            allow_plaintext=allow_plaintext,
+            hub=door.hub.encode(),
+            username=reply.username,
+            password=reply.password,
+            base=base_path,
+            charter=door.charter,
+            joined=int(time.time()),
+        )
+        store.save_membership(membership)
+    return membership
+
+
+def _check_expiry(invite: Invite) -> None:
+    if invite.expires <= time.time():
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(invite.expires))
+        raise InviteRefusedError(
+            f"this invite expired at {when}",
+            advice="Ask the hub's operator for a new one. If the date is wrong, set this machine's clock.",
+        )
+
+
+def find_base(charter: Charter, path: Path | None) -> Path:
+    """Give the file that is the community's base.
+
+    Raises:
+        BaseMismatchError: the file given, or the seedling, is another one.
+        ModelError: the file cannot be read as a GGUF.
+    """
+    candidate = path or SEEDLING_PATH
+    open_gguf(candidate)
+    found = sha256_file(candidate)
+    if found == charter.base_sha256:
+        return candidate.resolve()
+    what = f"{candidate} has SHA-256 {found[:16]}…" if path else "the base is not the seedling that comes with Bramble"
+    raise BaseMismatchError(
+        f"{what}; the community trains {charter.base_name} with SHA-256 {charter.base_sha256[:16]}…",
+        advice=f"Get that exact file ({charter.base_bytes:,} bytes) and join with --base PATH.",
+    )
+
+
+def settings_of(home: Home, **command_line: object) -> DeviceSettings:
+    """Give a device's settings with the command line on top."""
+    return load_settings(home.settings, command_line=command_line)
+
+
+def build_device(store: DeviceStore, identity: Identity, settings: DeviceSettings, *, events: Events) -> Device:
+    """Put a device together: the one way in."""
+    membership = store.membership
+    link = MqttLink(
+        url=membership.broker,
+        client_id=f"bramble-{identity.id[:20]}",
+        username=membership.username or None,
+        password=membership.password or None,
+        protocol=mqtt_protocol(),
+        allow_plaintext=membership.allow_plaintext,
+    )
+    return Device(store=store, identity=identity, settings=settings, link=link, events=events)
+
+
+def run_device(home: Home, *, events: Events, threads: int | None = None, with_parent: bool = False) -> None:
+    """Take part until SIGINT or SIGTERM, or ``with_parent`` until standard input ends.
+
+    Raises:
+        AlreadyRunningError: an agent runs on this directory already.
+        NotJoinedError: there is no community yet.
+        BaseMismatchError: the base changed since joining.
+    """
+    identity = Identity.load(home.keys)
+    settings = settings_of(home, threads=threads)
+    with open_device_store(home) as store, exclusive(home):
+        membership = store.membership
+        if not membership.base.is_file():
+            raise UnreadableModelError(
+                f"the base {membership.base} is gone", advice="Put it back, or join again with --base PATH."
+            )
+        find_base(membership.charter, membership.base)
+        try:
+            run_until_signalled(build_device(store, identity, settings, events=events).run(), with_parent=with_parent)
+        finally:
+            with contextlib.suppress(Exception):
+                store.save_status({"state": "stopped", "reason": "not running", "since": int(time.time())})
+
+
+def device_status(home: Home) -> dict[str, object]:
+    """Say what a device is doing and why; works whether it runs or not."""
+    identity = Identity.load(home.keys)
+    with open_device_store(home) as store:
+        running = _is_running(home)
+        status = store.status
+        if not running:
+            status = {"state": "stopped", "reason": "start it with `bramble run`"}
+        elif not status:
+            status = {"state": "starting", "reason": "starting"}
+        found: dict[str, object] = {
+            "device": identity.id,
+            "running": running,
+            "state": status["state"],
+            "reason": status["reason"],
+        }
+        if not store.is_member:
+            return {**found, "community": None, "reason": "no community yet: `bramble join INVITE`", "rounds": []}
+        membership, adopted, seen = store.membership, store.adopted(), store.announcement
+        return {
+            **found,
+            "community": membership.charter.name,
+            "broker": without_credentials(membership.broker),
+            "base": str(membership.base),
+            "release": adopted[0] if adopted else None,
+            "round": seen.round if seen else None,
+            "phase": seen.phase if seen else None,
+            "rounds": [record.model_dump() for record in store.rounds()],
+        }
+
+
+def _is_running(home: Home) -> bool:
+    try:
+        with exclusive(home):
+            return False
+    except AlreadyRunningError:
+        return True
+
+
+def add_source(home: Home, path: Path, survey: Survey) -> None:
+    """Write down the owner's consent to learn from ``path``."""
+    with open_device_store(home) as store, store.transaction():
+        ConsentBook(store.connection).grant(path, survey, granted_by=getpass.getuser())
+
+
+def remove_source(home: Home, path: Path) -> None:
+    """Withdraw consent, and forget the windows made from the text."""
+    with open_device_store(home) as store, store.transaction():
+        ConsentBook(store.connection).withdraw(path)
+    with explained_disk(home.work):
+        shutil.rmtree(home.work / "windows", ignore_errors=True)
+
+
+def sources(home: Home) -> list[dict[str, object]]:
+    """List what may be learned from."""
+    with open_device_store(home) as store:
+        return [
+            {
+                "path": str(row.path),
+                "at": time.strftime("%Y-%m-%d %H:%M", time.localtime(row.granted)),
+                "by": row.granted_by,
+                "files": row.files,
+                "characters": row.characters,
+            }
+            for row in ConsentBook(store.connection).sources()
+        ]
+
+
+def adapters_of(home: Home) -> tuple[Membership, dict[str, list[Path]]]:
+    """Give the base and, by name, the GGUF adapters that `bramble chat` can put on it.
+
+    Raises:
+        NotInitialisedError: there is no device here.
+    """
+    from agent.federation.judging import AdapterFiles  # noqa: PLC0415 (numpy and gguf: not for the daemon's start)
+
+    if not home.database.is_file():
+        raise NotInitialisedError(f"there is no device in {home.root}", advice="Create one with `bramble init`.")
+    with open_device_store(home) as store:
+        membership, adopted = store.membership, store.adopted()
+        files = AdapterFiles(store=store, base=membership.base)
+        found: dict[str, list[Path]] = {"base": []}
+        if adopted is not None:
+            found["community"] = [files.gguf(adopted[1])]
+            if files.personal.is_file():
+                found["personal"] = [files.gguf(adopted[1]), files.personal]
+    return membership, found
