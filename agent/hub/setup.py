@@ -99,9 +99,13 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
     sha256 = BlobStore(home.blobs).put(data)
     manifest = Manifest(number=0, sha256=sha256, parent="", size=len(data), round=0)
     row = ReleaseRow(manifest=manifest, content_key=secrets.token_bytes(KEY_BYTES), state="promoted", updates=())
-    with whole_database(home), create_store(home) as store:
-        store.add_release(row)
-        store.save_config(config)
+    fresh = home.database.with_name(f"{home.database.name}.new")  # gets its name when everything is in it
+    fresh.unlink(missing_ok=True)
+    with whole_database(home):
+        with create_store(home, url=f"sqlite:///{fresh}") as store:
+            store.add_release(row)
+            store.save_config(config)
+        fresh.replace(home.database)
     home.database.chmod(0o600)
     return config
 

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.errors import AlreadyInitialisedError
+from agent.hub.store import HubStore, open_store
+from agent.paths import Home
+from tests.hub.world import make_world
+
+
+@pytest.mark.parametrize("step", ["create_tables", "add_release", "save_config"])
+async def test_hub_that_was_killed_while_it_was_made_can_be_made_again(
+    tmp_path: Path, tiny_q8: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def power_cut(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HubStore, step, power_cut)
+        patched.setattr(Path, "unlink", lambda _path, **_options: None)  # nobody tidies up after a power cut
+        with pytest.raises(KeyboardInterrupt):
+            make_world(tmp_path / "hub", tiny_q8)
+    assert not (tmp_path / "hub" / "state.db").exists()
+    made = make_world(tmp_path / "hub", tiny_q8)
+    with open_store(made.home) as store:
+        assert [row.manifest.number for row in store.releases()] == [0]
+
+
+async def test_hub_is_not_made_over_another(tmp_path: Path, tiny_q8: Path) -> None:
+    before = make_world(tmp_path / "hub", tiny_q8).config
+    with pytest.raises(AlreadyInitialisedError):
+        make_world(tmp_path / "hub", tiny_q8)
+    with open_store(Home(tmp_path / "hub")) as store:
+        assert store.config == before
