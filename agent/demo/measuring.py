@@ -28,7 +28,7 @@ from agent.training.job import (
 )
 from agent.training.process import run_worker
 
-SLOTS = 2
+SLOTS = 3
 """Workers at a time."""
 
 Tell = Callable[[str, Progress], None]
