@@ -43,6 +43,7 @@ def hub() -> None:
 @click.option("--name", default="A Bramble community", show_default=True, help="What members will see.")
 @click.option("--base", type=click.Path(path_type=Path), help="GGUF that everybody trains; the seedling if not given.")
 @click.option("--broker", help="URL of your own MQTT broker; an embedded one on loopback if not given.")
+@click.option("--device-broker", help="URL for devices, with an account of theirs, if it is not the hub's.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Of the embedded broker; 0 picks one and keeps it."
 )
@@ -102,6 +103,7 @@ def init(home: Home, **options: Any) -> None:
         name=options["name"],
         base=base,
         broker=options["broker"],
+        device_broker=options["device_broker"],
         last_round=options["rounds"],
         charter=charter,
         allow_plaintext=options["allow_plaintext"],

@@ -30,6 +30,7 @@ class HubPlan:
 
     Attributes:
         broker: URL of a broker of your own; none for the embedded one.
+        device_broker: URL of the same broker as devices reach it, with an account for them; none for ``broker``.
         last_round: close the community after it; none for never.
     """
 
@@ -38,6 +39,7 @@ class HubPlan:
     broker: str | None
     last_round: int | None
     charter: Charter
+    device_broker: str | None = None
     allow_plaintext: bool = False
     heartbeat_seconds: float = 60.0
 
@@ -71,8 +73,8 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
             f"there is a hub or device in {home.root} already",
             advice="Use it, or choose another directory with --home. Nothing was changed.",
         )
-    if plan.broker is not None:
-        BrokerAddress.parse(plan.broker).require_privacy(allow_plaintext=plan.allow_plaintext)
+    for url in filter(None, (plan.broker, plan.device_broker)):
+        BrokerAddress.parse(url).require_privacy(allow_plaintext=plan.allow_plaintext)
     shapes = target_shapes(open_gguf(plan.base), plan.charter.target_modules)
     first = initial_adapter(
         shapes,
@@ -87,6 +89,7 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
         name=plan.name,
         community=secrets.token_hex(16),
         broker=plan.broker or f"mqtt://127.0.0.1:{port}",
+        device_broker=plan.device_broker or "",
         embedded=plan.broker is None,
         allow_plaintext=plan.allow_plaintext,
         heartbeat_seconds=plan.heartbeat_seconds,
@@ -129,7 +132,7 @@ def make_invite(home: Home, *, uses: int, expires_seconds: float) -> Invite:
         store.add_invite(name.hex(), secret, uses=uses, expires=expires)
     user = join_user(name.hex())
     return Invite(
-        broker=config.broker,
+        broker=config.device_broker or config.broker,
         community=bytes.fromhex(config.community),
         hub=identity.public.fingerprint(),
         invite=name,

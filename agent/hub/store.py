@@ -33,7 +33,8 @@ class HubConfig(BaseModel):
 
     Attributes:
         community: hex of the 16-byte id.
-        broker: URL that devices and the hub use; its port is filled in when the embedded broker first starts.
+        broker: URL that the hub uses; its port is filled in when the embedded broker first starts.
+        device_broker: URL that invites carry; empty where it is the same.
         embedded: the hub runs the broker itself, on loopback.
         allow_plaintext: an unencrypted broker on another machine was asked for explicitly.
         heartbeat_seconds: how often the retained messages are published again, in case one was damaged or lost.
@@ -46,6 +47,7 @@ class HubConfig(BaseModel):
     name: str
     community: str
     broker: str
+    device_broker: str = ""
     embedded: bool
     allow_plaintext: bool = False
     heartbeat_seconds: float = 60.0

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import AlreadyInitialisedError
+from agent.governance.charter import Charter
+from agent.hub.setup import HubPlan, create_hub, describe_base, make_invite
 from agent.hub.store import HubStore, open_store
 from agent.paths import Home
 from tests.hub.world import make_world
@@ -34,3 +36,11 @@ async def test_hub_is_not_made_over_another(tmp_path: Path, tiny_q8: Path) -> No
         make_world(tmp_path / "hub", tiny_q8)
     with open_store(Home(tmp_path / "hub")) as store:
         assert store.config == before
+
+
+def test_an_invite_carries_the_devices_own_account_at_the_broker(tmp_path: Path, tiny_q8: Path) -> None:
+    charter = Charter(name="street", rank=4, **describe_base(tiny_q8))
+    hubs, theirs = "mqtt://hub:secret@localhost:1883", "mqtt://device:public@localhost:1883"
+    plan = HubPlan(name="street", base=tiny_q8, broker=hubs, device_broker=theirs, last_round=None, charter=charter)
+    create_hub(Home(tmp_path / "hub"), plan)
+    assert make_invite(Home(tmp_path / "hub"), uses=1, expires_seconds=60).broker == theirs

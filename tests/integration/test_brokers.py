@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.integration.community import grown_release, make_community
+from tests.integration.processes import succeed
 from tests.transport.brokers import mosquitto
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("protocol", "spoken"), [("5", "p5"), ("3.1.1", "p2")])
-def test_full_round_over_mosquitto(tmp_path: Path, protocol: str, spoken: str) -> None:
+def test_the_demo_runs_over_mosquitto(tmp_path: Path, protocol: str, spoken: str) -> None:
+    size = ("--devices", "2", "--rounds", "1", "--steps", "4", "--batch-size", "2", "--window", "64")
     with mosquitto(tmp_path) as broker:
         environment = {"BRAMBLE_MQTT_PROTOCOL": protocol}
-        community = make_community(tmp_path / "community", broker=broker.url, rounds=1, environment=environment)
-        with community.hub() as hub:
-            hub.wait_for("hub-ready")
-            community.join_all()
-            with community.device("ada") as ada, community.device("bob") as bob:
-                assert grown_release(hub, 1).name == "promoted"
-                for device in (ada, bob):
-                    device.wait_for("adopted", "declined", where=lambda said: said["release"] == 1)
-                hub.wait_for("closed")
+        report = tmp_path / "out.json"
+        outputs = ("--json", report, "--plot", tmp_path / "out.png")
+        succeed("demo", *size, "--broker", broker.url, *outputs, environment=environment, timeout=280)
         log = broker.log.read_text()
     assert f"({spoken}, c" in log  # mosquitto notes the version of each client: p2 is 3.1.1
     assert f"({'p2' if spoken == 'p5' else 'p5'}, c" not in log
-    assert community.counted(1) == community.everybody()
-    assert community.status()["refusals"] == []
+    found = json.loads(report.read_text())
+    assert (found["updates_accepted"], found["updates_refused"]) == (2, 0)
+    assert [release["number"] for release in found["log"]["releases"]] == [0, 1]
 
 
 def test_devices_wait_for_a_mosquitto_that_went_away_and_the_round_completes(tmp_path: Path) -> None:
