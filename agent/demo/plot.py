@@ -18,7 +18,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.plot(rounds, report["community_by_round"], "o-", color="#1b7837", linewidth=2.5, label="community")
     axes.axhline(report["base_loss"], color="#555555", linestyle=":", label="base")
     for index, (device, loss) in enumerate(report["alone_loss"].items()):
-        axes.axhline(loss, color=f"C{index + 1}", linestyle="--", linewidth=1, label=f"{device} alone")
+        axes.axhline(
+            loss,
+            color=f"C{index + 1}",
+            linestyle="--",
+            linewidth=1,
+            label=f"{device} alone ({report['topics'][device]})",
+        )
     axes.set_xticks(rounds)
     axes.set_xlabel("round")
     axes.set_ylabel("held-out loss, all devices' text (nats a token)")

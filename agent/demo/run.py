@@ -248,7 +248,7 @@ class Demo:
         final = f"release-{releases[-1]['number']}"
         here = losses.by_variant[final][devices[0].name]
         difference = await peft_difference(devices[0], last, here, self._settings, directory=work)
-        prompt = "The function returns"
+        prompt = "Return a new"
         return {
             **_losses(losses, devices, final, ["base", *list(names)[1:]]),
             "peft_vs_llamacpp_loss_diff": difference,
@@ -282,7 +282,7 @@ def _losses(losses: Losses, devices: list[DeviceText], final: str, releases: lis
 def _answers(base: Path, community: Path, prompt: str) -> dict[str, str]:
     """Let the base and the community model go on from the same words."""
     adapters: dict[str, list[Path]] = {"base": [], "community": [community]}
-    with Conversation(base=base, adapters=adapters, max_tokens=40, temperature=0.0, seed=1, threads=2) as talk:
+    with Conversation(base=base, adapters=adapters, max_tokens=40, temperature=0.6, seed=1, threads=2) as talk:
         answers = {}
         for name in adapters:
             talk.swap(name)

@@ -126,8 +126,8 @@ def show_results(console: Console, report: dict[str, Any]) -> None:
     """Print the table of losses and the chart."""
     table = Table(title="Held-out loss, nats a token (llama.cpp; lower is better)", title_justify="left")
     table.add_column("model")
-    for device in report["topics"]:
-        table.add_column(device, justify="right")
+    for device, topic in report["topics"].items():
+        table.add_column(f"{device}\n{topic}", justify="right")
     table.add_column("all", justify="right", style="bold")
     for name, row in report["losses_by_device"].items():
         style = "green" if name == report["best"] else ""
