@@ -17,7 +17,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     axes.plot(rounds, report["community_by_round"], "o-", color="#1b7837", linewidth=2.5, label="community")
     axes.axhline(report["base_loss"], color="#555555", linestyle=":", label="base")
-    for index, (device, loss) in enumerate(report["alone_loss"].items()):
+    for index, (device, loss) in enumerate(report["alone_by_device"].items()):
         axes.axhline(
             loss,
             color=f"C{index + 1}",

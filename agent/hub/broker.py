@@ -17,12 +17,14 @@ from agent.crypto.passwords import check_password
 from agent.errors import BrokerUnreachableError
 from agent.events import Events
 from agent.hub.store import open_store
-from agent.paths import Home
+from agent.paths import Home, explained_disk
 from agent.transport.access import allowed
 from agent.transport.address import BrokerAddress
 from agent.transport.embedded import run_broker
 
 START_SECONDS = 20.0
+RESTARTS = 3
+"""How often a broker that does not start is tried again, a second apart."""
 
 
 async def keep_broker(home: Home, *, port: int, events: Events, ready: asyncio.Future[str]) -> None:
@@ -37,12 +39,21 @@ async def keep_broker(home: Home, *, port: int, events: Events, ready: asyncio.F
     Raises:
         BrokerUnreachableError: it does not start.
     """
+    failures = 0
     while True:
-        async with _broker_process(home, port=port, events=events) as (url, process):
-            port = BrokerAddress.parse(url).port
-            if not ready.done():
-                ready.set_result(url)
-            status = await process.wait()
+        try:
+            async with _broker_process(home, port=port, events=events) as (url, process):
+                port, failures = BrokerAddress.parse(url).port, 0
+                if not ready.done():
+                    ready.set_result(url)
+                status = await process.wait()
+        except BrokerUnreachableError:
+            # Its predecessor may hold the port for a moment after it was killed.
+            failures += 1
+            if failures > RESTARTS:
+                raise
+            await asyncio.sleep(1.0)
+            continue
         events.say("broker-lost", f"the embedded broker ended with status {status}; starting it again", status=status)
 
 
@@ -84,23 +95,25 @@ async def _broker_process(
         BrokerUnreachableError: it did not start, with what it said.
     """
     command = ["-m", "agent.cli", "broker", "run", "--home", str(home.root), "--port", str(port), "--with-parent"]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    log = home.root / "broker.log"  # a file, because nobody would empty a pipe while the broker runs
+    with explained_disk(log), log.open("wb") as complaints:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=complaints,
+        )
     try:
         assert process.stdout is not None
-        assert process.stderr is not None
         try:
             line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
         except TimeoutError:
             line = b""
         if not line:
-            process.kill()
-            words = (await process.stderr.read()).decode(errors="replace").strip()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            words = log.read_text(errors="replace").strip()[-1000:]
             raise BrokerUnreachableError(
                 f"the embedded broker did not start: {words or 'it said nothing'}",
                 advice="If its port is taken, create the hub with another one (`bramble hub init --port`).",

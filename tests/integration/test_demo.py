@@ -52,8 +52,8 @@ def test_report_has_everything_that_was_promised(shown: Shown) -> None:
     assert report["community_by_round"][0] == pytest.approx(report["base_loss"])  # release 0 changes nothing
     assert report["community_loss"] == report["community_by_round"][-1]
     assert report["community_loss"] < report["base_loss"]
-    assert set(report["alone_loss"]) == {"device-1", "device-2"}
-    assert all(0 < loss < 12 for loss in report["alone_loss"].values())
+    assert set(report["alone_by_device"]) == {"device-1", "device-2"}
+    assert all(0 < loss < 12 for loss in report["alone_loss"])
     assert 0 <= report["peft_vs_llamacpp_loss_diff"] <= 0.02
     assert 0 < report["bytes_per_update"] <= report["fp32_bytes_per_update"] / 3
     assert report["wall_s"] > 0
