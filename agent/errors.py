@@ -363,6 +363,7 @@ def error_classes() -> dict[str, type[BrambleError]]:
     queue: list[type[BrambleError]] = [BrambleError]
     while queue:
         cls = queue.pop()
-        found[cls.code] = cls
+        if cls.__module__ == __name__:  # not a room's private refinement of one of these
+            found[cls.code] = cls
         queue.extend(cls.__subclasses__())
     return found

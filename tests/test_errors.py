@@ -3,7 +3,8 @@ from __future__ import annotations
 import re
 
 import agent.errors
-from agent.errors import BrambleError, error_classes
+import agent.transport.packets
+from agent.errors import BrambleError, ProtocolError, error_classes
 
 
 def test_every_error_has_a_code_and_an_exit_status_of_its_own() -> None:
@@ -24,3 +25,8 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
 
 def test_an_error_reads_as_what_happened() -> None:
     assert str(BrambleError("the disk is full", advice="free some")) == "the disk is full"
+
+
+def test_a_rooms_private_error_does_not_take_the_place_of_the_one_it_refines() -> None:
+    assert issubclass(agent.transport.packets.BadVersionError, ProtocolError)
+    assert error_classes()["protocol"] is ProtocolError
