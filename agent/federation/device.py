@@ -20,6 +20,7 @@ from agent.errors import (
     MalformedMessageError,
     NoTextError,
     ProtocolError,
+    StateError,
     TrainingPausedError,
     WrongCommunityError,
 )
@@ -114,8 +115,9 @@ class Device:
             try:
                 await self._do(action)
                 pause = RETRY_SECONDS[0]
-            except BrambleError as error:
-                self._failed(action, error)
+            except (BrambleError, OSError) as error:
+                explained = error if isinstance(error, BrambleError) else _explain(error)
+                self._failed(action, explained)
                 await self._wait(pause)
                 pause = min(pause * 2, RETRY_SECONDS[1])
 
@@ -156,8 +158,10 @@ class Device:
         await self._fetcher.wait(manifest.sha256, patience=self._settings.resend_seconds)
 
     async def _adopt(self, release: Manifest) -> None:
-        before, after = self._store.judged().get(release.sha256, (None, None))
+        before = after = None
         current = self._store.adopted()
+        if current is not None and current[1] == release.parent:  # what the trial compared is what is in use here
+            before, after = self._store.judged().get(release.sha256, (None, None))
         if before is None and current is not None and self._sources():
             before, after, _targets = await self._compare(
                 current[1], release.sha256, f"trying release {release.number}"
@@ -407,3 +411,7 @@ class Device:
                 state=receipt.state,
                 reason=receipt.reason,
             )
+
+
+def _explain(error: OSError) -> BrambleError:
+    return StateError(f"the system said: {error}", advice="It is tried again after a while.")
