@@ -28,7 +28,8 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     ├── InviteError                 50
     │   ├── InvalidInviteError      51
     │   ├── InviteRefusedError      52
-    │   └── NotJoinedError          53
+    │   ├── NotJoinedError          53
+    │   └── AlreadyMemberError      54
     ├── ProtocolError               60
     │   ├── MalformedMessageError   61
     │   ├── OversizedMessageError   62
@@ -232,6 +233,13 @@ class NotJoinedError(InviteError):
 
     code = "not-joined"
     exit_status = 53
+
+
+class AlreadyMemberError(InviteError):
+    """The device belongs to another community already."""
+
+    code = "already-member"
+    exit_status = 54
 
 
 class ProtocolError(BrambleError):

@@ -17,6 +17,7 @@ from agent.device.hardware import detect
 from agent.device.profile import load_profiles, recognise
 from agent.errors import (
     AlreadyInitialisedError,
+    AlreadyMemberError,
     AlreadyRunningError,
     BaseMismatchError,
     InviteRefusedError,
@@ -117,6 +118,7 @@ async def join_community(
 
     Raises:
         InvalidInviteError: the line is no invite.
+        AlreadyMemberError: the device belongs to another community.
         InviteRefusedError: expired, used up, unknown, or the owner said no.
         BaseMismatchError: the base here is not the community's.
         NetworkError: the broker or hub does not answer.
@@ -125,6 +127,7 @@ async def join_community(
     invite = parse_invite(line)
     _check_expiry(invite)
     with open_device_store(home) as store, exclusive(home):
+        _check_membership(store, invite)
         link = MqttLink(
             url=invite.broker,
             client_id=f"join-{identity.id[:20]}",
@@ -157,6 +160,15 @@ async def join_community(
         )
         store.save_membership(membership)
     return membership
+
+
+def _check_membership(store: DeviceStore, invite: Invite) -> None:
+    """Let a device join its own community again, and no second one: rounds and releases belong to one community."""
+    if store.is_member and store.membership.community != invite.community.hex():
+        raise AlreadyMemberError(
+            f"this device is a member of {store.membership.charter.name!r} already",
+            advice="Give the other community a device of its own: bramble init --home DIR, then join with --home DIR.",
+        )
 
 
 def _check_expiry(invite: Invite) -> None:
@@ -276,11 +288,13 @@ def add_source(home: Home, path: Path, survey: Survey) -> None:
 
 
 def remove_source(home: Home, path: Path) -> None:
-    """Withdraw consent, and forget the windows made from the text."""
+    """Withdraw consent: what was learned and not sent yet is not sent, and what was made from the text is removed."""
     with open_device_store(home) as store, store.transaction():
         ConsentBook(store.connection).withdraw(path)
+        store.withdraw_unsent()
     with explained_disk(home.work):
-        shutil.rmtree(home.work / "windows", ignore_errors=True)
+        for made in (home.work / "windows", home.work / "adapters", *home.work.glob("round-*")):
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def sources(home: Home) -> list[dict[str, object]]:

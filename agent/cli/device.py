@@ -42,6 +42,7 @@ def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: 
 
     from agent.federation.enrol import Door
     from agent.service import join_community
+    from agent.transport.address import without_credentials
 
     def agree(door: Door) -> bool:
         _show_charter(door)
@@ -55,7 +56,7 @@ def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: 
             {
                 "community": membership.community,
                 "name": membership.charter.name,
-                "broker": membership.broker,
+                "broker": without_credentials(membership.broker),
                 "base": str(membership.base),
             }
         )

@@ -42,6 +42,9 @@ from agent.transport.topics import ParsedTopic, Topics
 RETRY_SECONDS = (5.0, 300.0)
 """How long to wait after work that failed: at first, and at most."""
 
+CONSENT_SECONDS = 2.0
+"""How soon training stops after its text was withdrawn."""
+
 LOOK_AGAIN_SECONDS = 30.0
 """How often a waiting device looks whether its owner has added text."""
 
@@ -163,10 +166,13 @@ class Device:
         if current is not None and current[1] == release.parent:  # what the trial compared is what is in use here
             before, after = self._store.judged().get(release.sha256, (None, None))
         if before is None and current is not None and self._sources():
-            before, after, _targets = await self._compare(
-                current[1], release.sha256, f"trying release {release.number}"
-            )
+            with contextlib.suppress(NoTextError):  # nothing to judge by at the moment: adopt as others do
+                before, after, _targets = await self._compare(
+                    current[1], release.sha256, f"trying release {release.number}"
+                )
         worse = before is not None and after is not None and after > before
+        if not worse:  # the personal adapter is the difference to the release before
+            AdapterFiles(store=self._store, base=self._membership.base).personal.unlink(missing_ok=True)
         self._store.save_release(release, adopt=not worse, before=before, after=after)
         fields: dict[str, Value] = {
             "release": release.number,
@@ -180,7 +186,8 @@ class Device:
         change = "" if before is None or after is None else f" (held-out loss {before:.4f} → {after:.4f})"
         self._events.say("adopted", f"release {release.number} is in use{change}", **fields)
         await asyncio.to_thread(AdapterFiles(store=self._store, base=self._membership.base).gguf, release.sha256)
-        await self._personal(release, after)
+        with contextlib.suppress(NoTextError):
+            await self._personal(release, after)
         self._forget_old(release)
 
     def _forget_old(self, release: Manifest) -> None:
@@ -253,14 +260,17 @@ class Device:
     async def _train(self, number: int, start: Manifest, seal_key: bytes) -> None:
         text = await self._prepared()
         self._tell("training", f"round {number}: training from release {start.number}", round=number)
+        sources = self._sources()
         self._training_round = number
         self._stop_training.clear()
+        watch = asyncio.create_task(self._watch_consent(sources), name="device-consent")
         try:
             learned = await learn(
                 self._store,
                 self._membership,
                 self._settings,
                 text,
+                sources=sources,
                 device=self._identity.id,
                 round_number=number,
                 release=start,
@@ -272,10 +282,13 @@ class Device:
         except TrainingPausedError:
             if not self._stop_training.is_set():
                 raise
-            self._tell("stopped", f"round {number} went on without this device's update", round=number)
+            gone = self._sources() != sources
+            why = "the text was changed" if gone else "it went on without this device's update"
+            self._tell("stopped", f"round {number}: training stopped, because {why}", round=number)
             return
         finally:
             self._training_round = 0
+            watch.cancel()
         self._sender.wake()
         result = learned.result
         self._events.say(
@@ -292,6 +305,12 @@ class Device:
             bytes=learned.wire_bytes,
             fp32_bytes=learned.fp32_bytes,
         )
+
+    async def _watch_consent(self, sources: list[Path]) -> None:
+        """Stop training soon after the owner withdraws consent or adds text."""
+        while self._sources() == sources:  # noqa: ASYNC110 (another process, `bramble data`, changes them)
+            await asyncio.sleep(CONSENT_SECONDS)
+        self._stop_training.set()
 
     async def _prepared(self) -> PreparedText:
         """Give the windows of the text as it is now."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.data.consent import ConsentBook
+from agent.errors import ConsentMissingError
 from agent.federation.messages import Chunk, Manifest
 from agent.federation.sealing import wrap_update
 from agent.federation.sending import queue_transfer
@@ -90,6 +92,7 @@ async def learn(
     settings: DeviceSettings,
     text: PreparedText,
     *,
+    sources: Sequence[Path],
     device: str,
     round_number: int,
     release: Manifest,
@@ -105,6 +108,7 @@ async def learn(
 
     Raises:
         TrainingPausedError: ``pause`` was set; the checkpoint is kept.
+        ConsentMissingError: consent for one of ``sources`` was withdrawn meanwhile; what was learned is thrown away.
     """
     charter = membership.charter
     blobs = BlobStore(store.home.blobs)
@@ -157,9 +161,15 @@ async def learn(
         },
     )
     chunks = [Chunk(transfer=parcel.offer.transfer, index=index, data=data) for index, data in enumerate(parcel.chunks)]
-    with store.transaction():
-        queue_transfer(Outbox(store.connection), Topics(membership.community), device, parcel.offer, chunks)
-        store.add_round(record)
+    try:
+        with store.transaction():
+            ConsentBook(store.connection).require(sources)
+            queue_transfer(Outbox(store.connection), Topics(membership.community), device, parcel.offer, chunks)
+            store.add_round(record)
+    except ConsentMissingError:
+        blobs.discard(trained_id)
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     shutil.rmtree(directory, ignore_errors=True)
     return Learned(
         result=result,

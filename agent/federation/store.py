@@ -19,6 +19,7 @@ from agent.federation.messages import Announcement, Manifest
 from agent.governance.charter import Charter
 from agent.paths import Home, out_of_room
 from agent.transport import outbox
+from agent.transport.outbox import Outbox
 
 Migration = Callable[[sqlite3.Connection], None]
 
@@ -185,7 +186,7 @@ class DeviceStore:
 
     def adopted(self) -> tuple[int, str] | None:
         """Number and hash of the release in use."""
-        query = "SELECT number, sha256 FROM releases WHERE state = 'adopted' ORDER BY number DESC, at DESC LIMIT 1"
+        query = "SELECT number, sha256 FROM releases WHERE state = 'adopted' ORDER BY rowid DESC LIMIT 1"
         with explained_database(self.home):
             row = self.connection.execute(query).fetchone()
         return None if row is None else (int(row[0]), str(row[1]))
@@ -246,6 +247,14 @@ class DeviceStore:
         with explained_database(self.home):
             rows = self.connection.execute("SELECT candidate, before, after FROM verdicts").fetchall()
         return {str(row[0]): (float(row[1]), float(row[2])) for row in rows}
+
+    def withdraw_unsent(self) -> None:
+        """Take every update that the hub has not counted yet out of the outbox (call inside :meth:`transaction`)."""
+        waiting = Outbox(self.connection)
+        for record in self.rounds():
+            if record.state == "sending":
+                waiting.done_transfer(record.transfer)
+                self.settle(bytes.fromhex(record.transfer), state="refused", reason="consent-withdrawn")
 
     def settle(self, about: bytes, *, state: Literal["counted", "refused"], reason: str = "") -> None:
         """Write down what the hub said of an update or a verdict (call inside :meth:`transaction`)."""

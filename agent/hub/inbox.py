@@ -78,7 +78,7 @@ class Inbox:
         """Take in an offer: refuse it before anything travels, or ask for the chunks that are missing."""
         if offer.purpose != "update":
             raise MalformedMessageError("a device can offer updates only", advice="It was dropped.")
-        settled = self._settled(offer.transfer)
+        settled = self._settled(device, offer.transfer)
         if settled is not None:
             return Outcome(receipt=settled)
         try:
@@ -103,7 +103,7 @@ class Inbox:
         Raises:
             TransferError: it belongs to nothing that was offered, or does not fit it.
         """
-        settled = self._settled(chunk.transfer)
+        settled = self._settled(device, chunk.transfer)
         if settled is not None:
             return Outcome(receipt=settled)
         try:
@@ -171,9 +171,9 @@ class Inbox:
             receipt=_refused(offer.transfer, refusal.reason, refusal.message, refusal.advice), refused=refusal
         )
 
-    def _settled(self, transfer: bytes) -> Receipt | None:
+    def _settled(self, device: str, transfer: bytes) -> Receipt | None:
         """Give the receipt of a transfer that was counted or refused before."""
-        outcome = self._store.settlement(transfer.hex())
+        outcome = self._store.settlement(device, transfer.hex())
         if outcome is None:
             return None
         reason, message = outcome

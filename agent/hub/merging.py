@@ -20,13 +20,11 @@ from agent.governance.charter import Charter
 from agent.hub.merge.rule import load_rule, merge
 from agent.hub.rounds import RoundState, after_merge
 from agent.hub.store import HubStore, ReleaseRow, UpdateRow
+from agent.hub.weights import capped_weights
 from agent.llm.adapter import Adapter, from_bytes
 from agent.paths import BlobStore
 from agent.update.delta import Delta
 from agent.update.wire import decode_update
-
-MAX_WEIGHT_SHARE = 0.5
-"""No device has more than this share of a merge, however much text it says it has (with three or more devices)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +33,6 @@ class MergeOutcome:
 
     release: ReleaseRow
     report: dict[str, Value]
-
-
-def capped_weights(tokens: list[int], *, share: float = MAX_WEIGHT_SHARE) -> list[float]:
-    """Give each device's weight from its tokens, none above ``share`` of the sum; they sum to 1.
-
-    Weights are clipped and the rest scaled up until the cap holds for all (it can only with ``1 / share`` devices or
-    more; with fewer, all weigh the same).
-    """
-    count = len(tokens)
-    if count * share <= 1.0:
-        return [1.0 / count] * count
-    weights = [max(value, 1) / sum(max(item, 1) for item in tokens) for value in tokens]
-    for _ in range(count):
-        over = [index for index, weight in enumerate(weights) if weight > share + 1e-12]
-        if not over:
-            break
-        free = [index for index, weight in enumerate(weights) if weight < share - 1e-12]
-        spare = sum(weights[index] - share for index in over)
-        room = sum(weights[index] for index in free)
-        for index in over:
-            weights[index] = share
-        for index in free:
-            weights[index] += spare * weights[index] / room
-    return weights
 
 
 def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: float) -> MergeOutcome:

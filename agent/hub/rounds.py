@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from agent.governance.charter import RoundRules
+from agent.hub.weights import capped_weights
 
 Phase: TypeAlias = Literal["open", "merging", "trial", "closed"]
 
@@ -69,6 +70,8 @@ class GateDecision:
 
 
 MAX_TRIAL_EXTENSIONS = 3
+VERDICT_SHARE = 0.4
+"""No verdict weighs more than this, where there are three or more: less than half, so that one alone is no median."""
 
 
 def begin(number: int, rules: RoundRules, now: float, *, last_round: int | None) -> RoundState:
@@ -117,17 +120,18 @@ def trial_complete(participants: Sequence[str], verdicts: Mapping[str, Judgement
 def gate(verdicts: Sequence[Judgement], rules: RoundRules) -> GateDecision:
     """Decide on a candidate: the weighted median must not get worse, and nobody much worse.
 
-    The median, weighted by held-out tokens, is what a single device that lies cannot move far.
+    Verdicts weigh by held-out tokens, as devices state them, but with three or more of them none for more than 40 % of
+    all: a single device that lies cannot decide.
     """
     if len(verdicts) < rules.trial_quorum:
         reason = f"only {len(verdicts)} of at least {rules.trial_quorum} verdicts came: nobody knows whether it is good"
         return GateDecision(promote=False, reason=reason, median_change=0.0, worst_change=0.0)
     ordered = sorted(verdicts, key=lambda verdict: (verdict.change, verdict.device))
-    total = sum(verdict.targets for verdict in ordered)
-    passed, median = 0, ordered[-1].change
-    for verdict in ordered:
-        passed += verdict.targets
-        if 2 * passed >= total:
+    weights = capped_weights([verdict.targets for verdict in ordered], share=VERDICT_SHARE)
+    passed, median = 0.0, ordered[-1].change
+    for verdict, weight in zip(ordered, weights, strict=True):
+        passed += weight
+        if passed >= 0.5 - 1e-9:
             median = verdict.change
             break
     worst = ordered[-1]

@@ -97,6 +97,7 @@ def _pragmas(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute("PRAGMA secure_delete=ON")  # a round's key that was forgotten is gone from the file too
     cursor.close()
 
 
@@ -143,7 +144,7 @@ class HubStore:
         except DatabaseError as cause:
             raise CorruptStateError(
                 f"{self.home.database} is no valid database: {cause.orig}",
-                advice="Restore it from a backup; devices will send again whatever is missing.",
+                advice="Restore it from a backup; a round that was open then is asked for again.",
             ) from cause
 
     def create_tables(self) -> None:
@@ -178,10 +179,10 @@ class HubStore:
         """Replace what the hub was set up with."""
         self.set_fact("config", config.model_dump_json().encode())
 
-    def next_number(self, key: str, *, step: int = 1) -> int:
-        """Give the next value of a durable counter that never goes back."""
+    def next_number(self, key: str) -> int:
+        """Give the next value of a durable counter that never goes back, not even with a backup that was restored."""
         with self._transaction() as connection:
-            value = int.from_bytes(_fact(connection, key) or b"", "big") + step
+            value = max(int.from_bytes(_fact(connection, key) or b"", "big") + 1, time.time_ns() // 1_000_000)
             _set_fact(connection, key, value.to_bytes(8, "big"))
         return value
 
@@ -323,11 +324,13 @@ class HubStore:
         with self._transaction() as connection:
             connection.execute(insert(tables.refusals).values(values))
 
-    def settlement(self, transfer: str) -> tuple[str, str] | None:
-        """Say what became of a transfer: ``("", "")`` counted, (reason, message) refused, none where it is open."""
-        counted = select(tables.updates.c.update_id).where(tables.updates.c.transfer == transfer)
-        column = tables.refusals.c
-        refused = select(column.reason, column.message).where(column.transfer == transfer).order_by(column.id)
+    def settlement(self, device: str, transfer: str) -> tuple[str, str] | None:
+        """Say what became of a device's transfer: ``("", "")`` counted, (reason, message) refused, none where open."""
+        column = tables.updates.c
+        counted = select(column.update_id).where(column.transfer == transfer, column.device == device)
+        said = tables.refusals.c
+        refused = select(said.reason, said.message).where(said.transfer == transfer, said.device == device)
+        refused = refused.order_by(said.id)
         with self._transaction() as connection:
             if connection.execute(counted).first() is not None:
                 return ("", "")
@@ -379,7 +382,7 @@ class HubStore:
         with self._transaction() as connection:
             where = tables.releases.c.sha256 == candidate
             connection.execute(update(tables.releases).where(where).values(state=outcome))
-            values = {"outcome": outcome, "reason": reason}
+            values = {"outcome": outcome, "reason": reason, "seal_seed": b""}
             connection.execute(update(tables.rounds).where(tables.rounds.c.round == number).values(values))
             if promote:
                 _set_fact(connection, "carry", _fact(connection, "carry-candidate") or b"")

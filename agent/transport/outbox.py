@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -175,6 +176,8 @@ class Outbox:
         if self._next_counter >= self._reserved:
             with self._transaction():
                 (start,) = self._connection.execute("SELECT next FROM outbox_counter").fetchone()
+                if not self._reserved:  # a database restored from a backup must not give again what it gave since
+                    start = max(start, time.time_ns() // 1_000_000)
                 self._connection.execute("UPDATE outbox_counter SET next = ?", (start + COUNTER_BLOCK,))
             self._next_counter, self._reserved = start, start + COUNTER_BLOCK
         counter = self._next_counter

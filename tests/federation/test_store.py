@@ -10,6 +10,7 @@ from agent.errors import CorruptStateError, NotInitialisedError, NotJoinedError,
 from agent.federation.messages import Announcement, Manifest
 from agent.federation.store import MIGRATIONS, DeviceStore, RoundRecord, open_device_store
 from agent.paths import Home
+from agent.transport.outbox import Outbox
 
 
 @pytest.fixture
@@ -109,3 +110,18 @@ def test_missing_newer_or_damaged_database_is_explained(home: Home) -> None:
     home.database.write_bytes(b"this is no database" * 1000)
     with pytest.raises(CorruptStateError):
         open_device_store(home)
+
+
+def test_update_that_was_not_counted_yet_is_not_sent_after_consent_was_withdrawn(store: DeviceStore) -> None:
+    outbox = Outbox(store.connection)
+    fields = {"update_id": "u", "wire_bytes": 1, "fp32_bytes": 4}
+    with store.transaction():
+        for number, name in ((1, "11" * 16), (2, "22" * 16)):
+            outbox.put("offer", b"offer", topic="t", transfer=name)
+            store.add_round(RoundRecord(round=number, transfer=name, **fields))
+        store.settle(bytes.fromhex("11" * 16), state="counted")
+        outbox.done_transfer("11" * 16)
+    with store.transaction():
+        store.withdraw_unsent()
+    assert outbox.count == 0
+    assert [(row.state, row.reason) for row in store.rounds()] == [("counted", ""), ("refused", "consent-withdrawn")]

@@ -75,7 +75,7 @@ def test_gate_promotes_what_helps_and_rejects_what_harms() -> None:
 
 def test_gate_is_not_moved_by_one_device_that_says_everything_is_wonderful() -> None:
     honest = [judged(2.0, 2.02, device="a"), judged(2.0, 2.01, device="b")]
-    liar = judged(2.0, 0.0, device="c")
+    liar = judged(2.0, 0.0, device="c", targets=2**40)
     assert not gate([*honest, liar], RULES).promote
 
 

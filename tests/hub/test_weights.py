@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.hub.merging import MAX_WEIGHT_SHARE, capped_weights
+from agent.hub.weights import MAX_WEIGHT_SHARE, capped_weights
 
 tokens = st.lists(st.integers(0, 2**40), min_size=1, max_size=50)
 

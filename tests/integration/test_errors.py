@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from agent.federation.invite import PREFIX
+from agent.federation.invite import PREFIX, parse_invite
 from agent.llm.seedling import SEEDLING_PATH
 from tests.integration.community import Community, grown_release, make_community, write_text
 from tests.integration.processes import Running, bramble, succeed
@@ -264,6 +264,16 @@ def test_second_agent_on_a_state_directory_is_refused_and_the_first_goes_on(memb
 def test_device_that_starts_while_the_broker_is_down_says_where_it_looked(members: Community) -> None:
     broker = members.config.broker.removeprefix("mqtt://")
     assert broker in refused(41, "run", "--home", members.home("ada").root)
+
+
+def test_device_joins_no_second_community(members: Community) -> None:
+    home = members.home("ada").root
+    before = (home / "state.db").read_bytes()
+    other = replace(parse_invite(members.invite().encode()), community=bytes(16))
+    words = refused(54, "join", other.encode(), "--yes", "--home", home)
+    assert members.config.charter.name in words
+    assert "--home" in words
+    assert (home / "state.db").read_bytes() == before
 
 
 def test_base_that_changed_since_joining_is_noticed(members: Community, tmp_path: Path) -> None:
