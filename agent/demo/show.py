@@ -84,6 +84,7 @@ class Stage:
         if event == "progress":
             row.step, row.steps = int(fields.get("step", 0)), int(fields.get("steps", 0))
             row.loss, row.tok_s = fields.get("loss"), fields.get("tok_s") or row.tok_s
+            row.reason = row.reason or str(fields.get("phase", ""))
             self._plain(who, row)
             return
         text = str(fields.get("text", ""))
