@@ -51,7 +51,6 @@ class Stage:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._rows: dict[str, Row] = {}
-        self._headline = ""
         self._live: Live | None = None
         self._began = time.monotonic()
         self._plain_at: dict[str, float] = {}
@@ -71,7 +70,6 @@ class Stage:
 
     def headline(self, text: str) -> None:
         """Say what the whole does now."""
-        self._headline = text
         self.console.print(f"[bold]{self._clock()}[/]  {text}", highlight=False)
 
     def clear(self) -> None:

@@ -348,7 +348,6 @@ class Hub:
                 state=state,
                 community=from_bytes(self._blobs.get(release.sha256)),
                 start_sha256=release.sha256,
-                start_number=release.number,
                 seal_key=SealKey.from_seed(seed) if seed else None,
                 charter=self._config.charter,
             )

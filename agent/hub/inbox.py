@@ -53,7 +53,6 @@ class RoundContext:
     state: RoundState
     community: Adapter
     start_sha256: str
-    start_number: int
     seal_key: SealKey | None
     charter: Charter
 

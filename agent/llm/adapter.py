@@ -25,9 +25,6 @@ FloatArray: TypeAlias = NDArray[np.float32]
 ModulePath = NewType("ModulePath", str)
 """A linear layer's path in the transformers model, such as ``model.layers.0.self_attn.q_proj``."""
 
-Shapes: TypeAlias = Mapping[ModulePath, tuple[int, int]]
-"""``(out_features, in_features)`` by module."""
-
 _PREFIX = "base_model.model."
 MAX_RANK = 256
 

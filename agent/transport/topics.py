@@ -24,7 +24,7 @@ from agent.errors import MalformedMessageError
 ROOT = "bramble"
 MAX_TOPIC_BYTES = 256
 
-RETAINED_KINDS = ("card", "charter", "round", "release", "trial")
+RETAINED_KINDS = ("card", "charter", "round")
 """The kinds under ``hub/`` whose last message is kept by the broker for whoever comes later."""
 
 Room: TypeAlias = Literal["hub", "to", "from", "join", "joined", "life"]

@@ -39,7 +39,6 @@ class Desk:
             state=RoundState(number=1, phase="open", deadline=0.0),
             community=from_bytes(self.blobs.get(release.sha256)),
             start_sha256=release.sha256,
-            start_number=0,
             seal_key=SealKey.generate(),
             charter=self.config.charter,
         )
