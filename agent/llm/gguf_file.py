@@ -13,57 +13,24 @@ import numpy as np
 
 from agent.errors import AdapterError, BaseMismatchError, ModelError, UnreadableModelError, UnsupportedModelError
 from agent.llm.adapter import ModulePath
-from agent.llm.architectures import ARCHITECTURES, Architecture, LinearRow, Width
-from agent.llm.ggml import BlockFormat, Packed, format_of
+from agent.llm.architectures import (
+    ARCHITECTURES,
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+    LinearRow,
+    Role,
+    supported,
+)
+from agent.llm.ggml import F32, BlockFormat, Packed, format_of
 from agent.llm.gguf_header import ArrayValue, Header, TensorEntry, Value, decode_array, parse_header
+from agent.llm.model_config import ModelConfig, read_config
+from agent.llm.rotary import MAX_STRETCH, FloatArray, Rotary
 
 EMBEDDING = "token_embd.weight"
 OUTPUT_NORM = "output_norm.weight"
 OUTPUT = "output.weight"
-ROPE_FACTORS = "rope_freqs.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The dimensions of a decoder-only transformer.
-
-    Attributes:
-        n_layers: blocks.
-        hidden: width of the residual stream.
-        ffn: width inside the feed-forward layers.
-        n_heads: query heads.
-        n_kv_heads: key and value heads.
-        head_dim: width of one head.
-        vocab: tokens in the vocabulary.
-        context_length: tokens that the model was trained to look at.
-        norm_eps: epsilon of the RMS norms.
-        rope_base: base of the rotary frequencies.
-        rope_linear_factor: positions are divided by this (1 for no scaling).
-        tied: the output layer is the embedding.
-    """
-
-    n_layers: int
-    hidden: int
-    ffn: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab: int
-    context_length: int
-    norm_eps: float
-    rope_base: float
-    rope_linear_factor: float
-    tied: bool
-
-    def width(self, kind: Width) -> int:
-        """Give the width that a table row names."""
-        widths: dict[Width, int] = {
-            "hidden": self.hidden,
-            "ffn": self.ffn,
-            "attention": self.n_heads * self.head_dim,
-            "key_value": self.n_kv_heads * self.head_dim,
-        }
-        return widths[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +58,18 @@ class TargetModule(NamedTuple):
         in_features: columns of its weight.
         tensor: its name in the GGUF.
         rotary_heads: number of heads whose rows are stored as interleaved rotary pairs; 0 for none.
+        role: what the layer is for.
+        layer: its block, from 0.
+        bias: name of the tensor that is added to its output, in the order of the stored rows; None for none.
     """
 
     out_features: int
     in_features: int
     tensor: str
     rotary_heads: int
+    role: Role
+    layer: int
+    bias: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +96,19 @@ class GgufModel:
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
+    def rotary(self, layer: int, context: int) -> Rotary:
+        """Give how positions turn the heads of one layer.
+
+        Args:
+            layer: from 0.
+            context: tokens of the longest sequence; llama.cpp, opened for as many, decides by it between the factors of
+                a short and of a long context, where the file has both.
+        """
+        scaling = self.config.rope_of(layer)
+        by_length = LONG_FACTORS if scaling.is_long(context) else SHORT_FACTORS
+        tensor = self.tensors.get(ROPE_FACTORS, self.tensors.get(by_length))
+        return scaling.rotary(None if tensor is None else _vector(tensor))
+
 
 def open_gguf(path: Path) -> GgufModel:
     """Map a GGUF base and check that it can be trained.
@@ -135,7 +121,14 @@ def open_gguf(path: Path) -> GgufModel:
     try:
         header = parse_header(memoryview(mapped))
         architecture = _architecture(header)
-        config = _config(header, architecture)
+        shapes = {entry.name: entry.dimensions for entry in header.tensors}
+        config = read_config(
+            header.metadata,
+            architecture,
+            vocab=shapes.get(EMBEDDING, (0, 0))[-1],
+            tied=OUTPUT not in shapes,
+            decode=lambda array: decode_array(memoryview(mapped), array),
+        )
         tensors = {entry.name: _tensor(entry, mapped, header.data_start) for entry in header.tensors}
         _check_tensors(tensors, architecture, config)
     except ModelError as cause:
@@ -158,10 +151,18 @@ def target_modules(model: GgufModel) -> dict[ModulePath, TargetModule]:
             in_features=config.width(row.in_width),
             tensor=f"blk.{layer}.{row.tensor}.weight",
             rotary_heads=_rotary_heads(row, config),
+            role=row.role,
+            layer=layer,
+            bias=bias if (bias := f"blk.{layer}.{row.tensor}.bias") in model.tensors else None,
         )
         for layer in range(config.n_layers)
         for row in model.architecture.linears
     }
+
+
+def linear_names(model: GgufModel) -> tuple[str, ...]:
+    """Give the last names of all layers that an adapter can change, such as ``q_proj``."""
+    return tuple(dict.fromkeys(path.rsplit(".", 1)[-1] for path in target_modules(model)))
 
 
 def target_shapes(model: GgufModel, short_names: Collection[str]) -> dict[ModulePath, tuple[int, int]]:
@@ -233,75 +234,18 @@ def _unreadable(path: Path, cause: OSError) -> UnreadableModelError:
 def _architecture(header: Header) -> Architecture:
     """Find the row of the table for this file."""
     name = header.metadata.get("general.architecture")
-    supported = ", ".join(sorted(ARCHITECTURES))
     if header.metadata.get("general.type", "model") != "model":
         raise UnsupportedModelError(
             f"is of type {header.metadata['general.type']}, not a model", advice="Give the base model's own file."
         )
+    if header.metadata.get("split.count", 0) not in {0, 1}:
+        raise UnsupportedModelError(
+            f"is one of {header.metadata['split.count']} parts of a model",
+            advice="Put the parts together with llama-gguf-split --merge first.",
+        )
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"has the architecture {name!r}", advice=f"Use a base of a supported architecture: {supported}."
-        )
+        raise UnsupportedModelError(f"has the architecture {name!r}", advice=supported())
     return ARCHITECTURES[name]
-
-
-def _config(header: Header, architecture: Architecture) -> ModelConfig:
-    """Read the dimensions, refusing what would silently compute something else."""
-    metadata, prefix = header.metadata, architecture.name
-
-    def number(key: str, default: float | None = None) -> float:
-        value = metadata.get(f"{prefix}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UnsupportedModelError(
-                f"does not give {prefix}.{key} as one number",
-                advice="Models whose layers differ in their dimensions are not supported yet; use another base.",
-            )
-        return value
-
-    shapes = {entry.name: entry.dimensions for entry in header.tensors}
-    hidden, n_heads = int(number("embedding_length")), int(number("attention.head_count"))
-    if n_heads < 1 or hidden < 1:
-        raise UnreadableModelError(f"claims {n_heads} heads of {hidden} dimensions", advice="Fetch the file again.")
-    head_dim = int(number("attention.key_length", hidden // n_heads))
-    config = ModelConfig(
-        n_layers=int(number("block_count")),
-        hidden=hidden,
-        ffn=int(number("feed_forward_length")),
-        n_heads=n_heads,
-        n_kv_heads=int(number("attention.head_count_kv", n_heads)),
-        head_dim=head_dim,
-        vocab=shapes.get(EMBEDDING, (0, 0))[-1],
-        context_length=int(number("context_length")),
-        norm_eps=number("attention.layer_norm_rms_epsilon"),
-        rope_base=number("rope.freq_base", 10_000.0),
-        rope_linear_factor=_rope_factor(metadata, prefix),
-        tied=OUTPUT not in shapes,
-    )
-    refusals = {
-        "a mixture of experts": number("expert_count", 0) != 0,
-        "rotary positions on a part of each head": number("rope.dimension_count", head_dim) != head_dim,
-        "value heads of another width than key heads": number("attention.value_length", head_dim) != head_dim,
-        "a number of heads that its key-value heads do not divide": config.n_kv_heads < 1
-        or n_heads % config.n_kv_heads != 0,
-        "an odd head width": head_dim % 2 != 0 or head_dim < 2,
-        "no layers": config.n_layers < 1,
-        "norms without an epsilon": not 0 < config.norm_eps < 1,
-    }
-    for what, present in refusals.items():
-        if present:
-            raise UnsupportedModelError(f"has {what}", advice="Use a plain dense llama-architecture base.")
-    return config
-
-
-def _rope_factor(metadata: Mapping[str, Value], prefix: str) -> float:
-    """Give the factor of linear rotary scaling; 1 for none."""
-    kind = metadata.get(f"{prefix}.rope.scaling.type", "none")
-    factor = metadata.get(f"{prefix}.rope.scaling.factor", metadata.get(f"{prefix}.rope.scale_linear", 1.0))
-    if kind not in {"none", "linear"} or not isinstance(factor, int | float) or factor <= 0:
-        raise UnsupportedModelError(
-            f"scales its rotary positions by {kind!r}", advice="Use a base without rotary scaling, or with linear one."
-        )
-    return float(factor) if kind == "linear" else 1.0
 
 
 def _tensor(entry: TensorEntry, mapped: mmap.mmap, data_start: int) -> GgufTensor:
@@ -326,22 +270,11 @@ def _tensor(entry: TensorEntry, mapped: mmap.mmap, data_start: int) -> GgufTenso
 
 def _check_tensors(tensors: Mapping[str, GgufTensor], architecture: Architecture, config: ModelConfig) -> None:
     """Check that exactly the tensors are there that the computation uses, in their shapes."""
-    expected: dict[str, tuple[int, ...]] = {
-        EMBEDDING: (config.vocab, config.hidden),
-        OUTPUT_NORM: (config.hidden,),
-    }
-    if not config.tied:
-        expected[OUTPUT] = (config.vocab, config.hidden)
-    if ROPE_FACTORS in tensors:
-        expected[ROPE_FACTORS] = (config.head_dim // 2,)
     if config.n_layers > len(tensors):
         raise UnreadableModelError(f"claims {config.n_layers} layers", advice="The file is damaged; fetch it again.")
-    for layer in range(config.n_layers):
-        for norm in architecture.norms:
-            expected[f"blk.{layer}.{norm}.weight"] = (config.hidden,)
-        for row in architecture.linears:
-            shape = (config.width(row.out_width), config.width(row.in_width))
-            expected[f"blk.{layer}.{row.tensor}.weight"] = shape
+    expected = _required(architecture, config) | {
+        name: shape for name, shape in _optional(architecture, config).items() if name in tensors
+    }
     for name, wanted in expected.items():
         if name not in tensors or tensors[name].shape != wanted:
             found = tensors[name].shape if name in tensors else "missing"
@@ -349,12 +282,58 @@ def _check_tensors(tensors: Mapping[str, GgufTensor], architecture: Architecture
                 f"should have tensor {name} of shape {wanted}, which is {found}",
                 advice="The file is damaged or incomplete; fetch it again.",
             )
+        if len(wanted) == 1 and tensors[name].format.type != F32:
+            raise UnsupportedModelError(
+                f"holds {name} as {tensors[name].format.name}",
+                advice="llama.cpp reads it only as F32; use another base.",
+            )
+    for name in architecture.factor_tensors & tensors.keys():
+        _check_factors(tensors[name])
     extra = [name for name in tensors if name not in expected and not _ignored(name, architecture)]
     if extra:
         raise UnsupportedModelError(
             f"holds {extra[0]}, which a plain {architecture.name} model does not have",
-            advice="This variant (biases, experts or the like) is not supported yet; use another base.",
+            advice=f"This variant (experts, several heads or the like) is not supported. {supported()}",
         )
+
+
+def _required(architecture: Architecture, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the tensors that must be there."""
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab, config.hidden), OUTPUT_NORM: (config.hidden,)}
+    if not config.tied:
+        shapes[OUTPUT] = (config.vocab, config.hidden)
+    for layer in range(config.n_layers):
+        shapes |= {f"blk.{layer}.{norm}.weight": (config.hidden,) for norm in architecture.norms}
+        shapes |= {f"blk.{layer}.{norm}.weight": (config.head_dim,) for norm in architecture.head_norms}
+        for row in architecture.linears:
+            shapes[f"blk.{layer}.{row.tensor}.weight"] = (config.width(row.out_width), config.width(row.in_width))
+    return shapes
+
+
+def _optional(architecture: Architecture, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the tensors that may be there."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(architecture.factor_tensors, (config.rotary_dimensions // 2,))
+    return shapes | {
+        f"blk.{layer}.{row.tensor}.bias": (config.width(row.out_width),)
+        for layer in range(config.n_layers)
+        for row in architecture.linears
+        if row.may_have_bias
+    }
+
+
+def _check_factors(tensor: GgufTensor) -> None:
+    """Check that frequencies can be divided by what a tensor holds."""
+    values = _vector(tensor)
+    if not ((values >= 1 / MAX_STRETCH) & (values <= MAX_STRETCH)).all():  # neither is NaN
+        raise UnreadableModelError(
+            f"divides rotary frequencies by something that is no usual positive number ({tensor.name})",
+            advice="The file is damaged; fetch it again.",
+        )
+
+
+def _vector(tensor: GgufTensor) -> FloatArray:
+    """View a tensor of F32."""
+    return tensor.packed.view(np.float32)
 
 
 def _ignored(name: str, architecture: Architecture) -> bool:

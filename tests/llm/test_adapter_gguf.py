@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from agent.errors import AdapterError, DiskFullError
 from agent.llm.adapter import Adapter, ModulePath
 from agent.llm.adapter_gguf import read_gguf_adapter, write_gguf_adapter
-from agent.llm.gguf_file import open_gguf
-from tests.models import random_adapter
+from agent.llm.gguf_file import open_gguf, target_modules
+from agent.llm.runtime import Runtime
+from tests.models import SHAPES, random_adapter, write_model
 
 
 @given(
@@ -29,6 +30,39 @@ def test_an_adapter_comes_back_as_it_was(
     adapter = random_adapter(base, rank=rank, alpha=alpha, names=sorted(names))
     write_gguf_adapter(adapter, base, tmp_path / "a.gguf")
     assert read_gguf_adapter(tmp_path / "a.gguf", base).to_bytes() == adapter.to_bytes()
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_llama_cpp_loads_an_adapter_for_every_layer_of_every_architecture(tmp_path: Path, architecture: str) -> None:
+    base = open_gguf(write_model(tmp_path / "m.gguf", architecture=architecture))
+    names = sorted({path.rsplit(".", 1)[-1] for path in target_modules(base)})
+    adapter = random_adapter(base, rank=4, alpha=8.0, names=names)
+    write_gguf_adapter(adapter, base, tmp_path / "a.gguf")
+    assert read_gguf_adapter(tmp_path / "a.gguf", base).to_bytes() == adapter.to_bytes()
+    windows = np.random.default_rng(0).integers(0, 300, (2, 65)).astype(np.uint32)
+    with Runtime(base_path=base.path, n_ctx=128, n_threads=1) as runtime:
+        alone = runtime.losses(windows).mean
+        handle = runtime.load_adapter(tmp_path / "a.gguf")
+        runtime.use([(handle, 1.0)])
+        assert abs(runtime.losses(windows).mean - alone) > 1e-3
+        runtime.use([(handle, 0.0)])
+        assert runtime.losses(windows).mean == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_only_rows_that_are_stored_as_pairs_change_their_order(tmp_path: Path, architecture: str) -> None:
+    base = open_gguf(write_model(tmp_path / "m.gguf", architecture=architecture))
+    names = sorted({path.rsplit(".", 1)[-1] for path in target_modules(base)})
+    adapter = random_adapter(base, rank=2, alpha=2.0, names=names)
+    write_gguf_adapter(adapter, base, tmp_path / "a.gguf")
+    stored = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    assert len(stored) == 2 * len(adapter.modules)
+    reordered = {
+        target.tensor.split(".")[2]
+        for path, target in target_modules(base).items()
+        if (stored[f"{target.tensor}.lora_b"] != adapter.modules[path].b).any()
+    }
+    assert reordered == ({"attn_q", "attn_k"} if architecture == "llama" else set())
 
 
 def test_the_file_says_what_llama_cpp_looks_for(tiny_f32: Path, tmp_path: Path) -> None:
