@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.data.decoding import NotTextError
-from agent.data.documents import Document
+from agent.data.documents import Document, Skipped
 from agent.data.sources import Source
 from agent.errors import MergeError
 from agent.hub.merge.rule import Merged, MergeRule, merge
@@ -88,16 +88,34 @@ def check_source(source: Source, path: Path) -> None:
     _promise(isinstance(source, Source), "a source has a name, accepts() and read()")
     _promise(source.accepts(path), f"a source accepts the file it is meant for ({path.name})")
     data = path.read_bytes()
-    documents = source.read(path, data)
+    found = source.read(path, data)
+    documents = [item for item in found if not isinstance(item, Skipped)]
     _promise(bool(documents), "a file with text gives at least one document")
+    for skipped in [item for item in found if isinstance(item, Skipped)]:
+        _promise(skipped.path == path and bool(skipped.reason), "what is left out names the file and the reason")
     for document in documents:
-        _promise(isinstance(document, Document), "read() gives Document objects")
+        _promise(isinstance(document, Document), "read() gives Document and Skipped objects")
         _promise(document.path == path, "a document names the file it came from")
         _promise(bool(document.text.strip()), "a document's text is never blank")
         _promise("\r" not in document.text and "\0" not in document.text, "lines end with a newline alone")
-    _promise(list(documents) == list(source.read(path, data)), "reading the same bytes again gives the same documents")
+        _check_turns(document)
+    _promise(list(found) == list(source.read(path, data)), "reading the same bytes again gives the same documents")
     with _expecting(NotTextError, "bytes without text raise NotTextError"):
         source.read(path, b"")
+
+
+def _check_turns(document: Document) -> None:
+    """Check that a conversation can be learned from: somebody asks, the assistant answers, and nobody is silent."""
+    if not document.turns:
+        return
+    roles = [turn.role for turn in document.turns]
+    _promise(set(roles) <= {"system", "user", "assistant"}, "a turn's role is system, user or assistant")
+    _promise(
+        roles[0] != "assistant" and roles[-1] == "assistant", "a conversation ends, and does not begin, with an answer"
+    )
+    _promise(all(turn.content.strip() for turn in document.turns), "a turn is never blank")
+    whole = Document.conversation(document.path, document.turns, size=document.size)
+    _promise(document == whole, "a conversation's text is what its turns say (make it with Document.conversation)")
 
 
 def _check_form(rule: MergeRule) -> None:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Self, TypeAlias
 
 MIB = 1024 * 1024
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says in a conversation.
+
+    Attributes:
+        role: who says it.
+        content: what, as in :attr:`Document.text`; never blank.
+    """
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,20 +33,28 @@ class Document:
         path: the file it came from.
         text: Unicode, lines ended by newlines, no control characters but those and tabs; never blank.
         size: bytes of the file that it came from.
+        turns: of a conversation, ended by the assistant; empty for text that was written as one. Only what the
+            assistant says is learned. :meth:`conversation` makes the text that belongs to them.
     """
 
     path: Path
     text: str
     size: int = 0
+    turns: tuple[Turn, ...] = ()
+
+    @classmethod
+    def conversation(cls, path: Path, turns: Sequence[Turn], *, size: int = 0) -> Self:
+        """Make a document of a conversation; its text is what was said, without who said it."""
+        return cls(path=path, text="\n\n".join(turn.content for turn in turns), size=size, turns=tuple(turns))
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file or folder that was not read.
+    """A file or folder, or a line of a file, that was not read.
 
     Attributes:
         path: the file or folder.
-        reason: why, as a phrase for a person: ``is not text``, ``is larger than 4 MiB``.
+        reason: why, as a phrase for a person: ``is not text``, ``is larger than 4 MiB``, ``has a broken line 3``.
     """
 
     path: Path
@@ -43,11 +67,13 @@ class ReadLimits:
 
     Attributes:
         file_bytes: a larger file is skipped.
+        records_bytes: the same for files of one object a line, which are many documents.
         total_bytes: files after this many bytes in all are skipped.
         files: files after this many are skipped.
     """
 
     file_bytes: int = 4 * MIB
+    records_bytes: int = 32 * MIB
     total_bytes: int = 64 * MIB
     files: int = 50_000
 

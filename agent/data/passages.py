@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from zlib import crc32
+
+from agent.data.documents import Turn
 
 PASSAGE_CHARACTERS = 1500
 _LONGEST = 2 * PASSAGE_CHARACTERS
@@ -24,11 +26,11 @@ _SENTENCE_ENDS = re.compile(r"(?<=[.!?;:。！？])\s+|\n")  # noqa: RUF001
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document.
+    """A piece of a document, or a whole conversation.
 
     Attributes:
         document: index of its document.
-        text: as written.
+        text: as written; of a conversation, what user and assistant say, since its instructions may be the same in all.
         position: a number in [0, 1) from the SHA-256 of its normalised text: the same wherever and whenever that text
             is met, and spread evenly. Passages below the held-out fraction are held out.
         digest: that SHA-256.
@@ -47,10 +49,24 @@ def normalise(text: str) -> str:
 
 def make_passage(document: int, text: str) -> Passage:
     """Give the passage with its digest and position."""
-    digest = sha256(b"bramble/passage/1\0" + normalise(text).encode("utf-8", "surrogatepass")).digest()
-    return Passage(
-        document=document, text=text, position=int.from_bytes(digest[:6], "big") / float(1 << 48), digest=digest
-    )
+    return _passage(document, text, b"bramble/passage/1\0" + _bytes(text))
+
+
+def make_conversation(document: int, turns: Sequence[Turn]) -> Passage:
+    """Give the passage that is a whole conversation; its digest is that of all turns and who says them."""
+    said = "\n\n".join(turn.content for turn in turns if turn.role != "system")
+    hashed = b"".join(turn.role.encode() + b"\0" + _bytes(turn.content) + b"\0" for turn in turns)
+    return _passage(document, said, b"bramble/conversation/1\0" + hashed)
+
+
+def _passage(document: int, text: str, hashed: bytes) -> Passage:
+    digest = sha256(hashed).digest()
+    position = int.from_bytes(digest[:6], "big") / float(1 << 48)
+    return Passage(document=document, text=text, position=position, digest=digest)
+
+
+def _bytes(text: str) -> bytes:
+    return normalise(text).encode("utf-8", "surrogatepass")
 
 
 def split_passages(text: str) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Reads the owner's files into documents.
 
-A *source* knows how to read some kinds of file. The built-in one reads plain text, Markdown, HTML and source code;
-others plug in through the entry point group ``bramble.sources`` and are asked first, in order of name, so that a
-plug-in can take over a kind of file. ``agent.testing.check_source`` tells whether one behaves.
+A *source* knows how to read some kinds of file. The built-in ones read plain text, Markdown, HTML and source code, and
+conversations and instructions as JSONL; others plug in through the entry point group ``bramble.sources`` and are asked
+first, in order of name, so that a plug-in can take over a kind of file. ``agent.testing.check_source`` tells whether
+one behaves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from agent.data.decoding import NotTextError, decode_text, tidy
 from agent.data.documents import Document, Documents, ReadLimits, Skipped, Survey
+from agent.data.jsonl import RECORD_SUFFIXES, JsonlSource
 from agent.data.markup import html_to_text
 from agent.data.walking import walk
 from agent.errors import DataError, NoTextError
@@ -37,8 +39,11 @@ class Source(Protocol):
         """Tell, by its name alone, whether this source reads the file."""
         ...
 
-    def read(self, path: Path, data: bytes) -> Sequence[Document]:
-        """Give the documents in a file's bytes, which are within the limits.
+    def read(self, path: Path, data: bytes) -> Sequence[Document | Skipped]:
+        """Give the documents in a file's bytes, which are within the limits, and the parts of it that were left out.
+
+        A document is text that was written as one, or a conversation (:meth:`Document.conversation`), of which only
+        what the assistant says is learned.
 
         Raises:
             NotTextError: there is no text in them; its argument is the reason, as a phrase that follows the name.
@@ -66,15 +71,15 @@ class FileSource:
 
 
 def load_sources() -> tuple[Source, ...]:
-    """Give all installed sources: plug-ins in order of name, then the built-in one.
+    """Give all installed sources: plug-ins in order of name, then the built-in ones.
 
     Raises:
         DataError: a plug-in cannot be loaded.
     """
-    built_in = FileSource()
+    built_in: tuple[Source, ...] = (JsonlSource(), FileSource())
     found: list[Source] = []
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        if entry.name == built_in.name:
+        if entry.name in {source.name for source in built_in}:
             continue
         try:
             source = entry.load()()
@@ -84,7 +89,7 @@ def load_sources() -> tuple[Source, ...]:
                 advice="Update or uninstall the package that brings it.",
             ) from cause
         found.append(source)
-    return (*found, built_in)
+    return (*found, *built_in)
 
 
 def read_documents(
@@ -155,19 +160,20 @@ def _read(paths: Sequence[Path], limits: ReadLimits, sources: Sequence[Source]) 
             continue
         try:
             size = found.stat().st_size
-            if size > limits.file_bytes:
-                yield Skipped(found, f"is larger than {limits.file_bytes:,} bytes")
+            largest = limits.records_bytes if found.suffix.lower() in RECORD_SUFFIXES else limits.file_bytes
+            if size > largest:
+                yield Skipped(found, f"is larger than {largest:,} bytes")
                 continue
             if files >= limits.files or total + size > limits.total_bytes:
                 yield Skipped(found, f"comes after the first {limits.files:,} files or {limits.total_bytes:,} bytes")
                 continue
             with found.open("rb") as file:
-                data = file.read(limits.file_bytes + 1)
+                data = file.read(largest + 1)
         except OSError as cause:
             yield Skipped(found, f"cannot be read ({cause.strerror})")
             continue
-        if len(data) > limits.file_bytes:  # it grew since it was measured
-            yield Skipped(found, f"is larger than {limits.file_bytes:,} bytes")
+        if len(data) > largest:  # it grew since it was measured
+            yield Skipped(found, f"is larger than {largest:,} bytes")
             continue
         files, total = files + 1, total + len(data)
         yield from _documents(found, data, sources)
@@ -192,5 +198,5 @@ def _no_text(paths: Sequence[Path], skipped: Sequence[Skipped]) -> NoTextError:
     more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     return NoTextError(
         f"found no text in {names}" + (f" ({reasons}{more})" if reasons else ""),
-        advice="Name a folder or file with text, Markdown, HTML or source code in it.",
+        advice="Name a folder or file with text, Markdown, HTML, source code or JSONL conversations in it.",
     )

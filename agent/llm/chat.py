@@ -20,24 +20,25 @@ class ChatMessage:
     content: str
 
 
-def render_chat(messages: Sequence[ChatMessage], template: bytes | None) -> str:
+def render_chat(messages: Sequence[ChatMessage], template: bytes | None, *, prompt: bool = True) -> str:
     """Give the prompt for the assistant's next turn.
 
     Args:
         messages: the conversation so far.
         template: the base's template; None for a base without one, which simply continues the text.
+        prompt: end with what calls for the assistant's turn; without, end with what was said.
 
     Raises:
         UnsupportedModelError: llama.cpp does not know this template.
     """
     if template is None:
-        return "\n\n".join(message.content for message in messages) + "\n\n"
+        return "\n\n".join(message.content for message in messages) + ("\n\n" if prompt else "")
     encoded = [(m.role.encode(), m.content.replace("\0", "").encode("utf-8", "replace")) for m in messages]
     chat = (llama_cpp.llama_chat_message * len(encoded))(*(llama_cpp.llama_chat_message(*pair) for pair in encoded))
     size = 256 + sum(len(role) + 2 * len(content) + 64 for role, content in encoded)
     while True:
         buffer = ctypes.create_string_buffer(size)
-        length = llama_cpp.llama_chat_apply_template(template, chat, len(encoded), True, buffer, size)
+        length = llama_cpp.llama_chat_apply_template(template, chat, len(encoded), prompt, buffer, size)
         if length < 0:
             raise UnsupportedModelError(
                 "the base's chat template is not one that llama.cpp knows by itself",

@@ -22,6 +22,7 @@ class Vocabulary:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.bos_id: int | None = _optional(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos_id: int | None = _optional(llama_cpp.llama_vocab_eos(self._vocab))
+        self.begin_id: int | None = self.bos_id if llama_cpp.llama_vocab_get_add_bos(self._vocab) else None
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Give the tokens of a text, without beginning or end marks.
@@ -60,6 +61,16 @@ class Vocabulary:
             if count >= 0:
                 return buffer.raw[:count].decode("utf-8", "replace")
             size = -count
+
+    def control_spellings(self) -> frozenset[str]:
+        """Give the texts that :meth:`encode` with ``special`` turns into control tokens."""
+        attributes = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+        spelt = (
+            llama_cpp.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+            for token in range(self.n_vocab)
+            if llama_cpp.llama_vocab_get_attr(self._vocab, token) & attributes
+        )
+        return frozenset(text for text in spelt if text)
 
     def ends_generation(self, token: int) -> bool:
         """Say whether a model that gives this token has nothing more to say."""
@@ -110,6 +121,17 @@ class LlamaTokenizer:
     def bos_id(self) -> int | None:
         """The token that begins a text, where there is one."""
         return self.vocabulary.bos_id
+
+    @property
+    def begin_id(self) -> int | None:
+        """The token that this base wants before every text and conversation, where it wants one."""
+        return self.vocabulary.begin_id
+
+    @property
+    def chat_template(self) -> bytes | None:
+        """The base's chat template, where it has one."""
+        template: bytes | None = llama_cpp.llama_model_chat_template(self._model, None) if self._model else None
+        return template
 
     @property
     def eos_id(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from agent.data import sources as sources_module
 from agent.data.decoding import NotTextError
-from agent.data.documents import Document, ReadLimits
+from agent.data.documents import Document, ReadLimits, Turn
 from agent.data.sources import FileSource, Source, load_sources, read_documents, survey
 from agent.errors import DataError, NoTextError
 from agent.testing import BrokenPromiseError, check_source
@@ -128,6 +128,14 @@ def test_a_survey_counts_what_reading_would_give(tmp_path: Path) -> None:
     assert [skipped.path.name for skipped in found.skipped] == ["d.bin"]
 
 
+def test_a_survey_of_records_counts_the_file_once_and_names_broken_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n{broken\n{"text": "abc"}\n')
+    found = survey([tmp_path])
+    assert (found.files, found.size, found.characters) == (1, path.stat().st_size, len("q\n\na") + 3)
+    assert [skipped.reason for skipped in found.skipped] == ["line 2 is not JSON"]
+
+
 class Upper:
     """A plug-in that takes over one suffix."""
 
@@ -149,7 +157,7 @@ def test_a_plug_in_takes_over_its_kind_of_file(monkeypatch: pytest.MonkeyPatch, 
     ]
     monkeypatch.setattr(sources_module, "entry_points", lambda **_: entries)
     monkeypatch.setattr(EntryPoint, "load", lambda _: Upper)
-    assert [source.name for source in load_sources()] == ["upper", "files"]
+    assert [source.name for source in load_sources()] == ["upper", "jsonl", "files"]
     write(tmp_path, a_dot_up="shout", b_dot_txt="quiet")
     assert [document.text for document in read_documents([tmp_path]).documents] == ["SHOUT", "quiet"]
 
@@ -166,6 +174,28 @@ def test_sources_keep_their_promises(source: Source, name: str, tmp_path: Path) 
     path = tmp_path / name
     path.write_text("<p>Some text.</p>\n")
     check_source(source, path)
+
+
+def test_the_kit_finds_a_source_whose_conversations_cannot_be_learned_from(tmp_path: Path) -> None:
+    asked, answered, blank = Turn("user", "q"), Turn("assistant", "a"), Turn("assistant", " ")
+    path = tmp_path / "a.up"
+    path.write_text("x")
+    for document, promise in (
+        (Document.conversation(path, [asked]), "ends"),
+        (Document.conversation(path, [answered]), "begin"),
+        (Document.conversation(path, [asked, blank]), "blank"),
+        (Document(path, "q", turns=(asked, answered)), "text is what its turns say"),
+    ):
+
+        class Told(Upper):
+            made = document
+
+            def read(self, path: Path, data: bytes) -> Sequence[Document]:
+                super().read(path, data)
+                return [self.made]
+
+        with pytest.raises(BrokenPromiseError, match=promise):
+            check_source(Told(), path)
 
 
 def test_the_kit_finds_a_source_that_makes_blank_documents(tmp_path: Path) -> None:
