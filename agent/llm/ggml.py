@@ -135,6 +135,46 @@ def format_of(number: int, *, tensor: str = "a tensor") -> BlockFormat:
     return known
 
 
+@functools.cache
+def _cpu_library() -> ctypes.CDLL | None:
+    """Give ggml's vectorised conversions where this build keeps them in a library of their own."""
+    base = library_path()
+    ctypes.CDLL(str(base))
+    path = base.with_name(base.name.replace("ggml-base", "ggml-cpu"))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+@functools.cache
+def _conversion(vectorised: str, plain: str) -> _TO_FLOAT_TYPE:
+    """Find a row conversion ``(source address, destination address, elements)``, the vectorised one if there is one."""
+    library = _cpu_library()
+    function = getattr(library, vectorised, None) if library is not None else None
+    if function is None:
+        function = getattr(ctypes.CDLL(str(library_path())), plain)
+    return _TO_FLOAT(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
+def narrow_to_bfloat16(wide: FloatArray, out: Packed) -> None:
+    """Round float32 to bfloat16, to nearest even.
+
+    Args:
+        wide: C-contiguous float32.
+        out: C-contiguous writeable uint8, two bytes for each of them; overwritten.
+
+    Raises:
+        ValueError: sizes or layouts do not agree; nothing was written.
+    """
+    if wide.dtype != np.float32 or not wide.flags.c_contiguous:
+        raise ValueError("the numbers must be contiguous float32")
+    if out.dtype != np.uint8 or out.size != 2 * wide.size or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"{out.size} bytes are no room for {wide.size} numbers of bfloat16")
+    convert = _conversion("ggml_cpu_fp32_to_bf16", "ggml_fp32_to_bf16_row")
+    convert(wide.ctypes.data, out.ctypes.data, wide.size)
+
+
 def dequantize(block_format: BlockFormat, packed: Packed, out: FloatArray) -> None:
     """Unpack ``packed`` into ``out``, whose number of elements says how much.
 
@@ -152,7 +192,9 @@ def dequantize(block_format: BlockFormat, packed: Packed, out: FloatArray) -> No
         raise ValueError("packed weights must be contiguous bytes")
     if out.size % block_format.block_elements or packed.size != block_format.bytes_for(out.size):
         raise ValueError(f"{packed.size} bytes of {block_format.name} are not {out.size} elements")
-    if block_format.to_float is None:
+    if block_format.type == F16:  # the traits' own function converts one number at a time
+        _conversion("ggml_cpu_fp16_to_fp32", "ggml_fp16_to_fp32_row")(packed.ctypes.data, out.ctypes.data, out.size)
+    elif block_format.to_float is None:
         out.reshape(-1)[:] = packed.reshape(-1).view(np.float32)
     else:
         block_format.to_float(packed.ctypes.data, out.ctypes.data, out.size)

@@ -1,1 +1,1 @@
-"""LoRA training on packed GGUF weights, in worker processes. Only here: torch, peft, transformers."""
+"""LoRA training on packed GGUF weights, in worker processes. Only here: torch."""

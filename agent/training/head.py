@@ -2,112 +2,111 @@
 
 The gradient of cross-entropy by the logits is known as soon as they are (softmax minus one-hot), so the forward pass
 already turns each piece of logits into the gradient of the hidden states and lets it go. What is kept for the backward
-pass is as large as the hidden states.
+pass is as large as the hidden states. Only positions with a target come here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from agent.llm.gguf_file import GgufTensor
-from agent.training.packed import Scratch
+from agent.training.packed import PackedWeight, Scratch, rounded
 
 Piece: TypeAlias = tuple[int, int, Tensor]
 """First row, row after the last, and the unpacked rows of a weight."""
 
-_LOGIT_ELEMENTS = 4 << 20  # logits held at a time: 16 MiB in float32
 
-
-class PackedHead(nn.Module):
+class PackedHead:
     """The frozen output layer, whose weight stays packed; it may be the embedding's own tensor.
 
     Args:
         weight: the tensor in the file, shape ``(vocab, hidden)``.
         scratch: where pieces of it are unpacked.
+        rows: positions whose logits are held at a time.
     """
 
-    def __init__(self, *, weight: GgufTensor, scratch: Scratch) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.packed = weight
-        self.scratch = scratch
+    def __init__(self, *, weight: GgufTensor, scratch: Scratch, rows: int) -> None:
+        self.vocab, self.width = weight.shape
+        self._weights = [PackedWeight(weight)]
+        self._scratch = scratch
+        self.rows = rounded(rows)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Give all logits, float32 ``(..., vocab)``; for generation and tests, without gradient."""
-        flat = hidden.detach().reshape(-1, self.in_features)
-        logits = torch.empty(len(flat), self.out_features)
-        _logits_into(logits, flat, self.pieces()())
-        return logits.view(*hidden.shape[:-1], self.out_features)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Give all logits, float32 ``(n, vocab)`` for ``(n, hidden)``; for tests, without gradient."""
+        out = torch.empty(len(hidden), self.vocab, dtype=self._scratch.compute)
+        self._logits(hidden.detach().to(out.dtype), self._unpack(), out=out)
+        return out.float()
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean cross-entropy in nats, a scalar.
+        """Give the summed cross-entropy in nats, a float32 scalar.
 
         Args:
-            hidden: float32, shape ``(..., hidden)``.
-            targets: int64, shape ``(...)``.
+            hidden: shape ``(n, hidden)``.
+            targets: int64, shape ``(n,)``.
         """
-        result: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden.reshape(-1, self.in_features), targets.reshape(-1), self
-        )
+        result: Tensor = _ChunkedLoss.apply(hidden, targets, self)  # type: ignore[no-untyped-call]
         return result
 
-    def pieces(self) -> Callable[[], Iterable[Piece]]:
+    def summed(self, hidden: Tensor, targets: Tensor, grad: Tensor | None) -> float:
+        """Give the summed loss, and write its gradient by ``hidden`` into ``grad`` where there is one."""
+        unpack = self._unpack()
+        total = 0.0
+        room = torch.empty(min(self.rows, rounded(len(targets))), self.vocab, dtype=self._scratch.compute)
+        for first in range(0, len(targets), self.rows):
+            self._scratch.about_to_use()
+            here = slice(first, first + self.rows)
+            wanted = targets[here, None]
+            count = len(wanted)
+            given = functional.pad(hidden[here].to(self._scratch.compute), (0, 0, 0, rounded(count) - count))
+            whole = room[: len(given)]
+            self._logits(given, unpack, out=whole)
+            logits = whole[:count]
+            behind = logits.amax(dim=1, keepdim=True).double() - logits.gather(1, wanted)
+            shares = torch.softmax(logits, dim=1, out=logits)  # each row is read before it is written
+            # the largest share is never tiny, so the loss is exact where the target's share vanishes
+            total += float((behind - shares.amax(dim=1, keepdim=True).double().log()).sum())
+            if grad is not None:
+                shares[torch.arange(count), wanted[:, 0]] -= 1.0
+                whole[count:] = 0
+                self._backward(whole, unpack, grad[here])
+        return total
+
+    def _unpack(self) -> Callable[[], Iterable[Piece]]:
         """Give a function that walks over the weight; it is unpacked once where all of it fits the scratch buffer."""
-        rows = min(self.out_features, max(1, self.scratch.elements // self.in_features))
-        if rows == self.out_features:
-            whole = [(0, rows, self.scratch.unpack(self.packed, 0, rows))]
-            return lambda: whole
+        if self.vocab * self.width > self._scratch.elements:
+            return lambda: self._scratch.pieces(self._weights)
+        whole = list(self._scratch.pieces(self._weights))
+        return lambda: whole
 
-        def walk() -> Iterator[Piece]:
-            for first in range(0, self.out_features, rows):
-                last = min(first + rows, self.out_features)
-                yield first, last, self.scratch.unpack(self.packed, first, last)
-
-        return walk
-
-
-def _logits_into(out: Tensor, hidden: Tensor, pieces: Iterable[Piece]) -> None:
-    """Compute the logits of some positions into ``out``, ``(positions, vocab)``."""
-    for first, last, weight in pieces:
-        if weight.dtype == torch.float32:
+    def _logits(self, hidden: Tensor, unpack: Callable[[], Iterable[Piece]], *, out: Tensor) -> None:
+        """Write the logits of some positions, ``(n, vocab)``."""
+        for first, last, weight in unpack():
             torch.mm(hidden, weight.T, out=out[:, first:last])
-        else:
-            out[:, first:last] = hidden.to(weight.dtype) @ weight.T
+
+    def _backward(self, grad: Tensor, unpack: Callable[[], Iterable[Piece]], into: Tensor) -> None:
+        """Write ``grad W`` for the gradient of some logits."""
+        for first, last, weight in unpack():
+            part = (grad[:, first:last] @ weight)[: len(into)]
+            if first == 0:
+                into.copy_(part)
+            else:
+                into.add_(part)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Mean cross-entropy over pieces of the positions; the gradient is ready when the loss is."""
+    """Summed cross-entropy over pieces of the positions; the gradient is ready when the loss is."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: PackedHead) -> Tensor:
-        count = len(targets)
-        size = max(16, min(count, _LOGIT_ELEMENTS // head.out_features))
-        pieces = head.pieces()
-        ctx.grad = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        logits = torch.empty(min(size, count), head.out_features)
-        total = 0.0
-        for start in range(0, count, size):
-            positions, wanted = hidden[start : start + size], targets[start : start + size, None]
-            scores = logits[: len(positions)]
-            _logits_into(scores, positions, pieces())
-            scores.sub_(scores.amax(dim=1, keepdim=True))
-            chosen = scores.gather(1, wanted)
-            mass = scores.exp_().sum(dim=1, keepdim=True)
-            total += float((mass.log() - chosen).sum(dtype=torch.float64))
-            if ctx.grad is None:
-                continue
-            scores.div_(mass * count)
-            scores.scatter_add_(1, wanted, torch.full(wanted.shape, -1.0 / count))
-            into = ctx.grad[start : start + size]
-            for first, last, weight in pieces():
-                into += scores[:, first:last].to(weight.dtype) @ weight
-        return hidden.new_tensor(total / count)
+        ctx.grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        return torch.tensor(head.summed(hidden, targets, ctx.grad), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         (outer,) = grads
-        return (None if ctx.grad is None else ctx.grad * outer), None, None
+        return (None if ctx.grad is None else ctx.grad * outer.to(ctx.grad.dtype)), None, None

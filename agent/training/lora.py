@@ -1,21 +1,19 @@
-"""LoRA by PEFT on a packed model, in and out of :class:`agent.llm.adapter.Adapter`."""
+"""LoRA on a packed model, in and out of :class:`agent.llm.adapter.Adapter` (Hu et al. 2021, *LoRA*)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
 
 from agent.errors import AdapterError
 from agent.llm.adapter import Adapter, LoraFactors, ModulePath
-from agent.training.model import PackedModel
-
-_NAME = "default"
+from agent.training.decoder import Decoder
+from agent.training.projection import Layer, Projection
 
 
 class LoraModel:
@@ -28,40 +26,51 @@ class LoraModel:
         target_modules: last names of the layers to change, such as ``q_proj``.
         base_sha256: of the base.
         seed: of the initial A; B begins at zero, so the model begins as the base.
+        last_layers: change only so many blocks, the last ones; None for all.
     """
 
     def __init__(
         self,
         *,
-        model: PackedModel,
+        model: Decoder,
         rank: int,
         alpha: float,
         target_modules: Sequence[str],
         base_sha256: str,
         seed: int = 0,
+        last_layers: int | None = None,
     ) -> None:
         self.packed = model
         self._base_sha256 = base_sha256
         self._rank, self._alpha = rank, alpha
-        # lora_alpha is declared as an integer, but PEFT only divides it by the rank
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=cast("int", int(alpha) if float(alpha).is_integer() else alpha),
-            target_modules=list(target_modules),
-            lora_dropout=0.0,
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, cast("Any", model), adapter_name=_NAME)
-        self._layers: dict[ModulePath, Any] = {
-            ModulePath(path): module for path, module in model.named_modules() if isinstance(module, LoraLinear)
-        }
+        self._projections: list[Projection] = []
+        wanted = set(target_modules)
+        generator = torch.Generator().manual_seed(seed)
+        self.first_layer = 0 if last_layers is None else max(0, len(model.blocks) - last_layers)
+        for block in model.blocks[self.first_layer :]:
+            for projection in block.projections:
+                changed = [layer for layer in projection.layers if layer.path.rsplit(".", 1)[-1] in wanted]
+                if changed:
+                    self._attach(projection, changed, generator)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Give what is trained, in a fixed order: A and B of each layer, layers in order of the model."""
-        return [p for layer in self._layers.values() for p in (self._a(layer), self._b(layer))]
+    def _attach(self, projection: Projection, changed: Sequence[Layer], generator: torch.Generator) -> None:
+        """Give a projection factors as PEFT begins with them: A uniform as of a linear layer, B zero."""
+        width = projection.layers[0].weight.tensor.shape[1]
+        a = torch.empty(len(changed) * self._rank, width)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        projection.a = nn.Parameter(a)
+        projection.rank, projection.scaling = self._rank, self._alpha / self._rank
+        for layer in changed:
+            layer.b = nn.Parameter(torch.zeros(layer.weight.rows, self._rank))
+        self._projections.append(projection)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Give what is trained, in a fixed order."""
+        found: list[nn.Parameter] = []
+        for projection in self._projections:
+            assert projection.a is not None
+            found.extend([projection.a, *(b for _, _, b in projection.changed)])
+        return found
 
     def load(self, adapter: Adapter) -> None:
         """Put an adapter's numbers in.
@@ -69,9 +78,7 @@ class LoraModel:
         Raises:
             AdapterError: it changes other layers, or has another rank, alpha or shapes.
         """
-        expected = {
-            name: (layer.base_layer.out_features, layer.base_layer.in_features) for name, layer in self._layers.items()
-        }
+        expected = {path: (len(b), a.shape[1]) for path, a, b in self._factors()}
         if (adapter.rank, adapter.alpha) != (self._rank, self._alpha) or adapter.shapes != expected:
             raise AdapterError(
                 f"the adapter (rank {adapter.rank}, alpha {adapter.alpha:g}, {len(adapter.modules)} layers) is not one "
@@ -79,33 +86,48 @@ class LoraModel:
                 advice="Bring it to this rank first, and train the layers that it changes.",
             )
         with torch.no_grad():
-            for name, layer in self._layers.items():
-                self._a(layer).copy_(torch.from_numpy(np.array(adapter.modules[name].a, dtype=np.float32)))
-                self._b(layer).copy_(torch.from_numpy(np.array(adapter.modules[name].b, dtype=np.float32)))
+            for path, a, b in self._factors():
+                a.copy_(torch.from_numpy(np.array(adapter.modules[path].a, dtype=np.float32)))
+                b.copy_(torch.from_numpy(np.array(adapter.modules[path].b, dtype=np.float32)))
 
     def extract(self) -> Adapter:
         """Give a copy of the adapter as it is now."""
-        modules = {
-            name: LoraFactors(a=self._a(layer).detach().numpy().copy(), b=self._b(layer).detach().numpy().copy())
-            for name, layer in sorted(self._layers.items())
-        }
-        return Adapter(rank=self._rank, alpha=self._alpha, modules=modules, base_sha256=self._base_sha256)
+        modules = {path: LoraFactors(a=a.numpy().copy(), b=b.numpy().copy()) for path, a, b in self._factors()}
+        return Adapter(
+            rank=self._rank, alpha=self._alpha, modules=dict(sorted(modules.items())), base_sha256=self._base_sha256
+        )
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Compute as the base alone within a with block."""
-        for layer in self._layers.values():
-            layer.enable_adapters(enabled=False)
+        for projection in self._projections:
+            projection.enabled = False
         try:
             yield
         finally:
-            for layer in self._layers.values():
-                layer.enable_adapters(enabled=True)
+            for projection in self._projections:
+                projection.enabled = True
 
-    @staticmethod
-    def _a(layer: Any) -> torch.nn.Parameter:
-        return cast("torch.nn.Parameter", layer.lora_A[_NAME].weight)
+    def _factors(self) -> Iterator[tuple[ModulePath, torch.Tensor, torch.Tensor]]:
+        """Give each changed layer's name, and views of its A and B."""
+        for projection in self._projections:
+            assert projection.a is not None
+            changed = [layer for layer in projection.layers if layer.b is not None]
+            for place, layer in enumerate(changed):
+                assert layer.b is not None
+                rows = projection.a.detach()[place * self._rank : (place + 1) * self._rank]
+                yield layer.path, rows, layer.b.detach()
 
-    @staticmethod
-    def _b(layer: Any) -> torch.nn.Parameter:
-        return cast("torch.nn.Parameter", layer.lora_B[_NAME].weight)
+
+def put_on(model: Decoder, adapter: Adapter) -> LoraModel:
+    """Put a finished adapter on a model."""
+    lora = LoraModel(
+        model=model,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=adapter.target_modules,
+        base_sha256=adapter.base_sha256,
+        last_layers=len(model.blocks) - min(int(path.split(".")[2]) for path in adapter.modules),
+    )
+    lora.load(adapter)
+    return lora

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
-from agent.llm.adapter import Adapter, read_adapter
-from agent.llm.gguf_file import GgufModel, open_gguf
+from agent.llm.adapter import read_adapter
+from agent.llm.gguf_file import open_gguf
+from agent.training.batches import pass_of
+from agent.training.compute import resolve_compute
+from agent.training.decoder import Decoder
 from agent.training.job import EvaluateResult, MeasureJob, Progress
 from agent.training.leaving import Leaving
-from agent.training.lora import LoraModel
-from agent.training.model import PackedModel, build_packed_model, mean_loss
+from agent.training.lora import put_on
 from agent.training.resident import peak_rss_mb
 from agent.training.windows_file import read_windows
 
@@ -29,8 +30,7 @@ def measure(job: MeasureJob, on_progress: Callable[[Progress], None], leaving: L
     base = open_gguf(job.base_path)
     windows = read_windows(job.windows_path, n_vocab=base.config.vocab, at_most=job.max_windows)
     torch.set_num_threads(job.threads)
-    targets = len(windows) * (windows.shape[1] - 1)
-    batches = [windows[at : at + job.batch_size] for at in range(0, len(windows), job.batch_size)]
+    batches = [windows.take(slice(at, at + job.batch_size)) for at in range(0, len(windows), job.batch_size)]
     steps = len(batches) * len(job.variants)
     on_progress(Progress(phase="load", steps=steps))
     began = time.monotonic()
@@ -38,29 +38,23 @@ def measure(job: MeasureJob, on_progress: Callable[[Progress], None], leaving: L
     done = 0
     for variant in job.variants:
         adapter = None if variant.adapter is None else read_adapter(variant.adapter)
-        model = _model(job, base, adapter)
+        model = Decoder(
+            base,
+            compute=resolve_compute(job.compute),
+            threads=job.threads,
+            context=windows.length,
+            before_use=leaving.check,
+        )
+        if adapter is not None:
+            put_on(model, adapter)
         nll = 0.0
         for batch in batches:
-            leaving.check()
-            with torch.inference_mode():
-                loss = mean_loss(model, torch.from_numpy(batch.astype(np.int64))).item()
-            nll += loss * len(batch) * (windows.shape[1] - 1)
+            with torch.no_grad():
+                loss = model.loss(pass_of(batch)).item()
+            nll += loss
             done += 1
-            on_progress(Progress(phase="evaluate", step=done, steps=steps, loss=loss))
-        losses[variant.name] = nll / targets
-    return EvaluateResult(losses=losses, targets=targets, seconds=time.monotonic() - began, peak_rss_mb=peak_rss_mb())
-
-
-def _model(job: MeasureJob, base: GgufModel, adapter: Adapter | None) -> PackedModel:
-    """Build the base with an adapter; building is cheap, because weights stay where they are."""
-    model = build_packed_model(base, compute=job.compute, threads=job.threads)
-    if adapter is not None:
-        lora = LoraModel(
-            model=model,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            target_modules=adapter.target_modules,
-            base_sha256=adapter.base_sha256,
-        )
-        lora.load(adapter)
-    return model
+            on_progress(Progress(phase="evaluate", step=done, steps=steps, loss=loss / max(1, batch.counted)))
+        losses[variant.name] = nll / max(1, windows.counted)
+    return EvaluateResult(
+        losses=losses, targets=windows.counted, seconds=time.monotonic() - began, peak_rss_mb=peak_rss_mb()
+    )

@@ -1,34 +1,53 @@
-"""Layers that keep their weights as ggml blocks, mapped from the file, and unpack them only while they are used.
+"""Frozen weights that stay ggml blocks, mapped from the file, and are unpacked only while they are multiplied.
 
-The frozen weight of a layer is unpacked into one scratch buffer that all layers share, once in the forward pass and
-again in the backward pass; nothing keeps it. Gradients flow to the input alone, as LoRA needs (Dettmers et al. 2023,
-*QLoRA*, section 3).
+One scratch buffer serves all layers of a model. A weight is unpacked into it in the forward pass and again in the
+backward pass; nothing keeps it (Dettmers et al. 2023, *QLoRA*, section 3, which does the same on a GPU).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from agent.llm.ggml import FloatArray, dequantize
+from agent.llm.ggml import FloatArray, dequantize, narrow_to_bfloat16
 from agent.llm.gguf_file import GgufTensor
-from agent.llm.rotary import model_order
+from agent.training.arena import Arena, Keeper
+from agent.training.crew import Crew
 
-_PARALLEL_ELEMENTS = 1 << 18  # below this, handing rows to threads costs more than it saves
+ROUND = 16
+_TILE_ELEMENTS = 1 << 16  # unpacked at a time on the way to bfloat16, so that it stays in a core's cache
+_PARALLEL_ELEMENTS = 1 << 17  # below this, handing rows to threads costs more than it saves
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """The frozen weight of one linear layer.
+
+    Attributes:
+        tensor: in the file, shape ``(out_features, in_features)``.
+        order: int64, which row of the file is each row of the layer; None where they are the same.
+    """
+
+    tensor: GgufTensor
+    order: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the layer."""
+        return self.tensor.shape[0]
 
 
 class Scratch:
-    """Room for one unpacked weight, shared by all layers of a model.
+    """Room for some rows of unpacked weights, shared by all layers of a model.
 
     Args:
-        elements: of the largest piece that is unpacked at a time.
-        reordered: of the largest weight whose rows change places on the way.
+        elements: that it holds.
         compute: what the layers multiply in: float32 or bfloat16.
         threads: that unpack a large piece together.
         before_use: called before every piece of work with a frozen weight, forward and backward; it may raise to
@@ -39,129 +58,132 @@ class Scratch:
         self,
         *,
         elements: int,
-        reordered: int,
         compute: torch.dtype,
         threads: int = 1,
         before_use: Callable[[], None] | None = None,
     ) -> None:
-        self._before_use = before_use
         self.elements = elements
         self.compute = compute
-        self._flat = np.empty(elements, dtype=np.float32)
-        self._float = torch.from_numpy(self._flat)
-        self._reordered = torch.empty(reordered, dtype=torch.float32)
-        self._narrow = torch.empty(elements if compute != torch.float32 else 0, dtype=compute)
-        self._threads = max(1, threads)
-        self._pool = ThreadPoolExecutor(self._threads - 1, "unpack") if self._threads > 1 else None
+        self.arena = Arena()
+        """Where passes over these weights keep what their backward pass needs."""
+        self._before_use = before_use
+        self._room = torch.empty(elements, dtype=compute)
+        self._bytes = self._room.view(torch.uint8).numpy()
+        self._item = self._room.element_size()
+        self.crew = Crew(threads)
+        """Who unpacks large pieces."""
+        self._tiles = threading.local()
 
-    def unpack(self, weight: GgufTensor, first: int, last: int, order: Tensor | None = None) -> Tensor:
-        """Give rows ``[first, last)`` of a weight in the compute type, shape ``(last - first, columns)``.
-
-        The result is overwritten by the next call. ``order`` is the row of the file for each row of the result, for
-        whole weights only.
-        """
+    def about_to_use(self) -> None:
+        """Let whoever asked for what is being computed abandon it; for work that goes on with an unpacked weight."""
         if self._before_use is not None:
             self._before_use()
-        columns = weight.shape[-1]
-        count = (last - first) * columns
-        row_bytes = weight.format.bytes_for(columns)
-        self._dequantize(weight, first, last, row_bytes, self._flat[:count])
-        unpacked = self._float[:count].view(last - first, columns)
-        if order is not None:
-            ordered = self._reordered[:count].view(last - first, columns)
-            unpacked = torch.index_select(unpacked, 0, order, out=ordered)
-        if self.compute == torch.float32:
-            return unpacked
-        return self._narrow[:count].view(last - first, columns).copy_(unpacked)
 
-    def _dequantize(self, weight: GgufTensor, first: int, last: int, row_bytes: int, out: FloatArray) -> None:
-        """Unpack rows, on several threads where there are many; ggml's code runs without Python's lock."""
-        columns = weight.shape[-1]
+    def keeper(self) -> Keeper:
+        """Give what hands out room for what a step keeps, if it keeps anything now."""
+        return Keeper(self.arena if torch.is_grad_enabled() else None)
 
-        def piece(begin: int, end: int) -> None:
-            packed = weight.packed[begin * row_bytes : end * row_bytes]
-            dequantize(weight.format, packed, out[(begin - first) * columns : (end - first) * columns])
+    def pieces(self, weights: Sequence[PackedWeight]) -> Iterator[tuple[int, int, Tensor]]:
+        """Unpack weights of equal width, one above the other.
 
-        if self._pool is None or out.size < _PARALLEL_ELEMENTS:
-            piece(first, last)
+        Yields:
+            First row, row after the last, and those rows in the compute type, shape ``(rows, in_features)``; they are
+            overwritten by the next piece. One piece holds everything where the scratch buffer does.
+        """
+        columns = weights[0].tensor.shape[1]
+        room = self.elements // columns
+        if sum(weight.rows for weight in weights) <= room:
+            yield 0, sum(weight.rows for weight in weights), self._unpacked(weights, columns)
             return
-        share = -(-(last - first) // self._threads)
-        starts = range(first, last, share)
-        others = [self._pool.submit(piece, start, min(start + share, last)) for start in starts[1:]]
-        piece(first, min(first + share, last))
-        for other in others:
-            other.result()
+        done = 0
+        for weight in weights:
+            step = weight.rows if weight.order is not None else min(weight.rows, room)
+            for first in range(0, weight.rows, step):
+                last = min(first + step, weight.rows)
+                yield done + first, done + last, self._rows(weight, first, last, at=0).view(last - first, columns)
+            done += weight.rows
+
+    def _unpacked(self, weights: Sequence[PackedWeight], columns: int) -> Tensor:
+        at = 0
+        for weight in weights:
+            self._rows(weight, 0, weight.rows, at=at)
+            at += weight.rows * columns
+        return self._room[:at].view(-1, columns)
+
+    def _rows(self, weight: PackedWeight, first: int, last: int, *, at: int) -> Tensor:
+        """Unpack rows ``[first, last)`` to place ``at`` of the room."""
+        self.about_to_use()
+        columns = weight.tensor.shape[1]
+        count = (last - first) * columns
+        share = last - first if count < _PARALLEL_ELEMENTS else -(-(last - first) // self.crew.threads)
+
+        def unpack(start: int) -> None:
+            self._dequantize(weight.tensor, start, min(start + share, last), at + (start - first) * columns)
+
+        self.crew.do([functools.partial(unpack, start) for start in range(first, last, share)])
+        room = self._room[at : at + count]
+        if weight.order is not None:
+            rows = room.view(-1, columns)
+            rows.copy_(rows[weight.order])
+        return room
+
+    def _dequantize(self, tensor: GgufTensor, first: int, last: int, at: int) -> None:
+        """Unpack rows in this thread; ggml's code runs without Python's lock."""
+        columns = tensor.shape[1]
+        row_bytes = tensor.format.bytes_for(columns)
+        item = self._item
+        if self.compute == torch.float32:
+            out: FloatArray = self._bytes[at * item : (at + (last - first) * columns) * item].view(np.float32)
+            dequantize(tensor.format, tensor.packed[first * row_bytes : last * row_bytes], out)
+            return
+        step = max(1, _TILE_ELEMENTS // columns)
+        tile = self._tile(step * columns)
+        for start in range(first, last, step):
+            end = min(start + step, last)
+            wide = tile[: (end - start) * columns]
+            dequantize(tensor.format, tensor.packed[start * row_bytes : end * row_bytes], wide)
+            place = at + (start - first) * columns
+            narrow_to_bfloat16(wide, self._bytes[place * item : (place + wide.size) * item])
+
+    def _tile(self, elements: int) -> FloatArray:
+        """Give this thread's own room for float32 on the way to bfloat16."""
+        tile: FloatArray | None = getattr(self._tiles, "room", None)
+        if tile is None or tile.size < elements:
+            tile = self._tiles.room = np.empty(elements, dtype=np.float32)
+        return tile
 
 
-class _PackedMatmul(torch.autograd.Function):
-    """``x @ W.T`` for a weight that is unpacked when needed; only ``x`` has a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, unpack: Callable[[], Tensor]) -> Tensor:
-        ctx.unpack = unpack
-        weight = unpack()
-        return (x.to(weight.dtype) @ weight.T).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
-        weight = ctx.unpack()
-        return (grad.to(weight.dtype) @ weight).to(grad.dtype), None
-
-
-class PackedLinear(nn.Linear):
-    """A frozen linear layer without bias whose weight stays packed.
-
-    It is a ``Linear`` by type so that PEFT wraps it as one. ``weight`` is empty: it only tells device and type.
-
-    Args:
-        weight: the tensor in the file, shape ``(out_features, in_features)``.
-        scratch: where it is unpacked.
-        rotary_heads: heads whose rows are stored as interleaved rotary pairs; 0 for none.
-    """
-
-    def __init__(self, *, weight: GgufTensor, scratch: Scratch, rotary_heads: int = 0) -> None:
-        nn.Module.__init__(self)  # Linear's own would allocate the weight
-        self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", torch.empty(0), persistent=False)
-        self.register_parameter("bias", None)
-        self.packed = weight
-        self.scratch = scratch
-        self.order: Tensor | None = None
-        if rotary_heads:
-            self.order = torch.from_numpy(model_order(self.out_features, rotary_heads))
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Linear's own name for it
-        """Give ``input @ W.T``; ``input`` of shape ``(..., in_features)``."""
-        result: Tensor = _PackedMatmul.apply(input, self.unpacked)  # type: ignore[no-untyped-call]
-        return result
-
-    def unpacked(self) -> Tensor:
-        """Give the weight in the order that transformers uses; overwritten by the next layer that unpacks."""
-        return self.scratch.unpack(self.packed, 0, self.out_features, self.order)
-
-    def extra_repr(self) -> str:
-        """Describe the layer as torch prints it."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, format={self.packed.format.name}"
-
-
-class PackedEmbedding(nn.Module):
+class PackedEmbedding:
     """A frozen embedding whose table stays packed: only the rows that are looked up are unpacked.
 
     Args:
         weight: the table in the file, shape ``(vocab, hidden)``.
+        scale: what the rows are multiplied by.
     """
 
-    def __init__(self, *, weight: GgufTensor) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = weight.shape
-        self.packed = weight
-        self._rows = weight.packed.reshape(self.num_embeddings, -1)
+    def __init__(self, *, weight: GgufTensor, scale: float = 1.0) -> None:
+        self.vocab, self.width = weight.shape
+        self._weight = weight
+        self._scale = scale
+        self._rows = weight.packed.reshape(self.vocab, -1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Give float32 embeddings of shape ``(*tokens.shape, hidden)``."""
-        wanted: NDArray[np.int64] = tokens.detach().reshape(-1).numpy()
-        distinct, inverse = np.unique(wanted, return_inverse=True)
-        unpacked = np.empty((len(distinct), self.embedding_dim), dtype=np.float32)
-        dequantize(self.packed.format, np.ascontiguousarray(self._rows[distinct]), unpacked)
-        return torch.from_numpy(unpacked[inverse]).view(*tokens.shape, self.embedding_dim)
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Give float32 embeddings of shape ``(n, hidden)`` for int64 tokens of shape ``(n,)``."""
+        distinct, inverse = np.unique(tokens.numpy(), return_inverse=True)
+        unpacked = np.empty((len(distinct), self.width), dtype=np.float32)
+        dequantize(self._weight.format, np.ascontiguousarray(self._rows[distinct]), unpacked)
+        if self._scale != 1.0:
+            unpacked *= np.float32(self._scale)
+        return torch.from_numpy(unpacked[inverse.reshape(-1)])
+
+
+def rounded(rows: int) -> int:
+    """Give the round number that holds so many rows: the library makes and keeps a kernel for every shape it meets."""
+    return -(-rows // ROUND) * ROUND
+
+
+def unpack_vector(tensor: GgufTensor) -> Tensor:
+    """Unpack a small tensor, such as the weight of a norm, to float32 of its own shape."""
+    out = np.empty(tensor.shape, dtype=np.float32)
+    dequantize(tensor.format, tensor.packed, out)
+    return torch.from_numpy(out)

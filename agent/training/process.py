@@ -22,6 +22,8 @@ from agent.training.job import (
     Job,
     MeasureJob,
     PausedEvent,
+    PlanJob,
+    PlanResult,
     PrepareJob,
     PrepareResult,
     Progress,
@@ -57,6 +59,16 @@ async def run_worker(
     environment: Mapping[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> PrepareResult: ...
+@overload
+async def run_worker(
+    job: PlanJob,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    pause: asyncio.Event | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+    environment: Mapping[str, str] | None = None,
+    on_start: Callable[[int], None] | None = None,
+) -> PlanResult: ...
 @overload
 async def run_worker(
     job: EvaluateJob | MeasureJob,

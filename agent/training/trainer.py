@@ -30,6 +30,7 @@ def train(job: TrainJob, on_progress: Callable[[Progress], None], leaving: Leavi
     base = open_gguf(job.base_path)
     target_shapes(base, job.target_modules)
     windows = read_windows(job.windows_path, n_vocab=base.config.vocab)
+    heldout = None if job.heldout_path is None else read_windows(job.heldout_path, n_vocab=base.config.vocab)
     start = None if job.start_adapter is None else read_adapter(job.start_adapter)
     if start is not None:
         check_fits(start, base)
@@ -37,22 +38,30 @@ def train(job: TrainJob, on_progress: Callable[[Progress], None], leaving: Leavi
 
     from agent.training.session import Session  # noqa: PLC0415 - seconds of imports, once nothing cheap can fail
 
-    session = Session(job=job, base=base, windows=windows, start=start, on_progress=on_progress, leaving=leaving)
+    session = Session(
+        job=job, base=base, windows=windows, heldout=heldout, start=start, on_progress=on_progress, leaving=leaving
+    )
     began = time.monotonic()
-    resumed_from = session.resume()
     session.run()
     seconds = time.monotonic() - began
-    on_progress(Progress(phase="write", step=job.steps, steps=job.steps, loss=session.losses[-1]))
-    tail = session.losses[-max(1, job.steps // 10) :]
-    trained = (job.steps - resumed_from) * job.batch_size * (windows.shape[1] - 1)
+    steps = len(session.losses)
+    on_progress(Progress(phase="write", step=steps, steps=job.steps, loss=session.losses[-1]))
+    tail = session.losses[-max(1, steps // 10) :]
+    rows = (steps - session.resumed_from) * job.batch_size * (windows.length - 1)
     return TrainResult(
-        steps=job.steps,
-        resumed_from=resumed_from,
+        steps=steps,
+        resumed_from=session.resumed_from,
         tokens=session.tokens,
         first_loss=session.losses[0],
         last_loss=sum(tail) / len(tail),
+        final_loss=session.losses[-1],
+        losses=tuple(session.losses),
+        heldout=tuple(session.heldout),
+        best_step=session.best_step,
+        stopped_early=session.stopped_early,
+        seed=job.seed,
         seconds=seconds,
-        tok_s=trained / max(seconds, 1e-9),
+        tok_s=rows / max(seconds, 1e-9),
         compute=session.compute,
         peak_rss_mb=peak_rss_mb(),
         adapter_path=job.out_dir / "adapter.safetensors",

@@ -27,6 +27,7 @@ from agent.training.job import (
     Job,
     MeasureJob,
     PausedEvent,
+    PlanJob,
     PrepareJob,
     Progress,
     ProgressEvent,
@@ -110,7 +111,7 @@ def _read_job(where: str, leaving: Leaving) -> Job:
 
 
 def _settle(threads: int) -> None:
-    """Take the lowest priority, the agreed threads, and no network, before anything heavy is imported."""
+    """Take the lowest priority, and the agreed threads, before anything heavy is imported."""
     if hasattr(os, "nice"):
         os.nice(19)
     os.environ.update(
@@ -118,9 +119,6 @@ def _settle(threads: int) -> None:
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread that spins takes the core from the owner's work
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
         }
     )
 
@@ -132,6 +130,10 @@ def _do(job: Job, on_progress: Callable[[Progress], None], leaving: Leaving) -> 
             from agent.training.prepare import prepare  # noqa: PLC0415 - torch stays out of this process
 
             return prepare(job, on_progress, leaving)
+        case PlanJob():
+            from agent.training.plan import plan  # noqa: PLC0415 - seconds of imports
+
+            return plan(job, on_progress, leaving)
         case EvaluateJob():
             from agent.training.evaluate import evaluate  # noqa: PLC0415 - torch stays out of this process
 

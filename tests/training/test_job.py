@@ -45,3 +45,19 @@ def test_neither_jobs_nor_the_parents_side_import_anything_heavy() -> None:
     found = modules_after("import agent.training.process, agent.training.job, agent.llm.gguf_file, agent.llm.adapter")
     assert not found & {"torch", "transformers", "peft", "llama_cpp"}
     assert sys.modules  # this process is another one
+
+
+def test_training_brings_no_compiler_into_its_worker(make_job: Callable[..., TrainJob], tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    path.write_text(make_job(steps=1, checkpointing=True).model_dump_json())
+    code = (
+        "from pathlib import Path\n"
+        "from agent.training.job import TrainJob\n"
+        "from agent.training.leaving import Leaving\n"
+        "from agent.training.trainer import train\n"
+        f"job = TrainJob.model_validate_json(Path({str(path)!r}).read_text())\n"
+        "train(job, lambda _: None, Leaving())"
+    )
+    found = modules_after(code)
+    assert "torch" in found
+    assert found & {"torch._dynamo", "sympy", "transformers", "peft"} == set(), "a second, and 70 MB"

@@ -7,25 +7,37 @@ import numpy as np
 import pytest
 import torch
 
+from agent.data.packing import WindowSet
 from agent.errors import AdapterError
+from agent.llm.adapter import ModulePath
 from agent.llm.gguf_file import open_gguf, target_shapes
-from agent.training.lora import LoraModel
-from agent.training.model import build_packed_model, mean_loss
+from agent.training.batches import pass_of
+from agent.training.decoder import Decoder
+from agent.training.lora import LoraModel, put_on
 from tests.models import random_adapter
 from tests.training.gradients import backward
 
 NAMES = ["q_proj", "v_proj", "down_proj"]
 
 
-def make(path: Path, *, seed: int = 0, rank: int = 4) -> LoraModel:
+def make(path: Path, *, seed: int = 0, rank: int = 4, last_layers: int | None = None) -> LoraModel:
     return LoraModel(
-        model=build_packed_model(open_gguf(path)),
+        model=Decoder(open_gguf(path)),
         rank=rank,
         alpha=8.0,
         target_modules=NAMES,
         base_sha256="0" * 64,
         seed=seed,
+        last_layers=last_layers,
     )
+
+
+def some_windows(seed: int = 6) -> WindowSet:
+    return WindowSet.plain(np.random.default_rng(seed).integers(0, 300, (2, 17)).astype(np.uint32))
+
+
+def loss_of(model: LoraModel) -> torch.Tensor:
+    return model.packed.loss(pass_of(some_windows())) / some_windows().counted
 
 
 def test_a_new_adapter_changes_nothing_and_is_drawn_by_its_seed(tiny_q8: Path) -> None:
@@ -61,24 +73,22 @@ def test_what_is_loaded_is_what_is_extracted(tiny_q8: Path) -> None:
 def test_only_the_adapter_learns(tiny_q8: Path) -> None:
     model = make(tiny_q8)
     model.load(random_adapter(open_gguf(tiny_q8), rank=4, alpha=8.0, names=NAMES))
-    backward(mean_loss(model.packed, torch.randint(0, 300, (2, 16))))
+    backward(loss_of(model))
     parameters = model.parameters()
-    assert len(parameters) == 2 * 2 * len(NAMES)
+    assert len(parameters) == 2 * (2 + 3), "q and v share one input, and so the parameter of their A"
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters)
-    others = {p for p in model.packed.parameters() if p.requires_grad} - set(parameters)
-    assert others == set()
+    assert sum(parameter.numel() for parameter in parameters) == model.extract().parameter_count
 
 
 def test_the_base_alone_is_still_there(tiny_q8: Path) -> None:
     model = make(tiny_q8)
-    tokens = torch.randint(0, 300, (2, 16))
     with torch.inference_mode():
-        plain = float(mean_loss(model.packed, tokens))
+        plain = float(loss_of(model))
         model.load(random_adapter(open_gguf(tiny_q8), rank=4, alpha=8.0, names=NAMES, size=0.3))
-        adapted = float(mean_loss(model.packed, tokens))
+        adapted = float(loss_of(model))
         with model.without_adapter():
-            assert float(mean_loss(model.packed, tokens)) == plain
-        assert float(mean_loss(model.packed, tokens)) == adapted
+            assert float(loss_of(model)) == plain
+        assert float(loss_of(model)) == adapted
     assert adapted != plain
 
 
@@ -91,3 +101,37 @@ def test_an_adapter_of_another_make_is_refused(tiny_q8: Path, rank: int, alpha: 
     with pytest.raises(AdapterError, match="rank 4, alpha 8"):
         model.load(random_adapter(open_gguf(tiny_q8), rank=rank, alpha=alpha, names=names))
     assert model.extract().to_bytes() == before
+
+
+def test_a_finished_adapter_is_put_on_a_model(tiny_q8: Path) -> None:
+    adapter = random_adapter(open_gguf(tiny_q8), rank=4, alpha=8.0, names=NAMES)
+    model = make(tiny_q8)
+    model.load(adapter)
+    other = put_on(Decoder(open_gguf(tiny_q8)), adapter)
+    assert other.extract().to_bytes() == adapter.to_bytes()
+    with torch.inference_mode():
+        assert loss_of(other) == loss_of(model)
+
+
+@pytest.mark.parametrize(("last", "first"), [(None, 0), (1, 1), (2, 0), (9, 0)])
+def test_an_adapter_of_the_last_layers_changes_only_these(tiny_q8: Path, last: int | None, first: int) -> None:
+    model = make(tiny_q8, last_layers=last)
+    assert model.first_layer == first
+    assert {int(path.split(".")[2]) for path in model.extract().modules} == set(range(first, 2))
+    learnt = model.extract()
+    again = put_on(Decoder(open_gguf(tiny_q8)), learnt)
+    assert again.first_layer == first
+    assert again.extract().to_bytes() == learnt.to_bytes()
+
+
+def test_the_layers_of_an_adapter_are_its_own_slices_of_what_is_trained(tiny_q8: Path) -> None:
+    model = make(tiny_q8)
+    before = model.extract()
+    query, value = (ModulePath(f"model.layers.0.self_attn.{name}") for name in ("q_proj", "v_proj"))
+    projection = model.packed.blocks[0].qkv
+    assert projection.a is not None
+    with torch.no_grad():
+        projection.a[4:] += 1
+    after = model.extract()
+    assert np.array_equal(after.modules[query].a, before.modules[query].a)
+    assert np.array_equal(after.modules[value].a, before.modules[value].a + 1)

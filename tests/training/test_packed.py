@@ -6,84 +6,92 @@ import numpy as np
 import pytest
 import torch
 
-from agent.llm.ggml import F32, dequantize, format_of
+from agent.errors import TrainingPausedError
 from agent.llm.gguf_file import GgufTensor, open_gguf
 from agent.llm.rotary import model_order
-from agent.training.packed import PackedEmbedding, PackedLinear, Scratch
-from tests.training.gradients import backward
+from agent.training.leaving import Leaving
+from agent.training.packed import PackedEmbedding, PackedWeight, Scratch, unpack_vector
+from tests.models import BLOCK_TYPES, quantise
+from tests.training.gradients import unpacked
 
-TYPES = ["MOSTLY_F16", "MOSTLY_Q4_0", "MOSTLY_Q8_0", "MOSTLY_Q4_K_S", "MOSTLY_Q6_K", "MOSTLY_Q2_K", "MOSTLY_IQ4_XS"]
-
-
-def unpacked(tensor: GgufTensor) -> torch.Tensor:
-    out = np.empty(tensor.shape, dtype=np.float32)
-    dequantize(tensor.format, tensor.packed, out)
-    return torch.from_numpy(out)
+ORDER = torch.from_numpy(model_order(256, 4))
 
 
-def scratch(*, compute: torch.dtype = torch.float32, threads: int = 1) -> Scratch:
-    return Scratch(elements=512 * 256, reordered=256 * 256, compute=compute, threads=threads)
+def weights(path: Path, *names: str, order: torch.Tensor | None = None) -> list[PackedWeight]:
+    tensors = open_gguf(path).tensors
+    return [PackedWeight(tensors[f"blk.0.{name}.weight"], order if name == "attn_q" else None) for name in names]
 
 
-@pytest.mark.parametrize("heads", [0, 4])
-def test_a_packed_layer_gives_the_values_and_gradients_of_a_plain_one(tiny_q8: Path, heads: int) -> None:
-    weight = open_gguf(tiny_q8).tensors["blk.0.attn_q.weight"]
-    layer = PackedLinear(weight=weight, scratch=scratch(), rotary_heads=heads)
-    plain = unpacked(weight)
-    if heads:
-        plain = plain[torch.from_numpy(model_order(256, heads))]
-    x = torch.randn(3, 5, 256, requires_grad=True)
-    other = x.detach().clone().requires_grad_()
-    y, expected = layer(x), other @ plain.T
-    torch.testing.assert_close(y, expected)
-    backward(y.square().sum())
-    backward(expected.square().sum())
-    torch.testing.assert_close(x.grad, other.grad)
+def gathered(scratch: Scratch, given: list[PackedWeight]) -> tuple[torch.Tensor, list[int]]:
+    """Put the pieces together again, and give how many rows each had."""
+    found, sizes, at = [], [], 0
+    for first, last, piece in scratch.pieces(given):
+        assert first == at
+        assert piece.shape == (last - first, given[0].tensor.shape[1])
+        found.append(piece.clone())
+        sizes.append(last - first)
+        at = last
+    return torch.cat(found), sizes
 
 
-def test_layers_share_one_buffer_without_disturbing_each_other(tiny_q8: Path) -> None:
-    tensors = open_gguf(tiny_q8).tensors
-    shared = scratch()
-    gate, up, down = (
-        PackedLinear(weight=tensors[f"blk.0.ffn_{name}.weight"], scratch=shared) for name in ("gate", "up", "down")
-    )
-    x = torch.randn(7, 256, requires_grad=True)
-    other = x.detach().clone().requires_grad_()
-    backward(down(torch.nn.functional.silu(gate(x)) * up(x)).sum())
-    g, u, d = (unpacked(layer.packed) for layer in (gate, up, down))
-    backward(((torch.nn.functional.silu(other @ g.T) * (other @ u.T)) @ d.T).sum())
-    torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("rows", [1024, 512, 500, 256])
+@pytest.mark.parametrize("blocks", ["F32", "Q8_0", "Q4_K", "IQ4_XS"])
+def test_weights_side_by_side_come_whole_or_in_pieces(tiny_f32: Path, tmp_path: Path, rows: int, blocks: str) -> None:
+    path = quantise(tiny_f32, tmp_path / "base.gguf", BLOCK_TYPES[blocks])
+    given = weights(path, "attn_q", "attn_k", "attn_v", order=ORDER)
+    expected = torch.cat([unpacked(weight.tensor) for weight in given])
+    expected[:256] = expected[ORDER]
+    found, sizes = gathered(Scratch(elements=rows * 256, compute=torch.float32), given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert sizes == ([512] if rows >= 512 else [256, 128, 128])
 
 
-def test_bfloat16_products_come_back_as_float32_and_close(tiny_q8: Path) -> None:
-    weight = open_gguf(tiny_q8).tensors["blk.0.ffn_up.weight"]
-    layer = PackedLinear(weight=weight, scratch=scratch(compute=torch.bfloat16))
-    x = torch.randn(64, 256, requires_grad=True)
-    y = layer(x)
-    assert y.dtype == torch.float32
-    torch.testing.assert_close(y, x @ unpacked(weight).T, rtol=0.05, atol=0.05)
-    backward(y.sum())
-    assert x.grad is not None
-    assert x.grad.dtype == torch.float32
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_a_layer_larger_than_the_scratch_buffer_comes_in_as_many_rows_as_fit(tiny_q8: Path, rows: int) -> None:
+    given = weights(tiny_q8, "ffn_gate", "ffn_up")
+    found, sizes = gathered(Scratch(elements=rows * 256 + 255, compute=torch.float32), given)
+    torch.testing.assert_close(found, torch.cat([unpacked(w.tensor) for w in given]), rtol=0, atol=0)
+    assert max(sizes) == rows
+    assert len(sizes) == 2 * -(-512 // rows), "no piece reaches over two layers"
 
 
-def test_several_threads_unpack_the_same(untied_f32: Path) -> None:
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_several_threads_unpack_the_same(untied_f32: Path, compute: torch.dtype) -> None:
     weight = open_gguf(untied_f32).tensors["output.weight"]
-    big = GgufTensor("big", (4 * 320, 256), weight.format, np.tile(weight.packed, 4))
-    room = Scratch(elements=4 * 320 * 256, reordered=0, compute=torch.float32, threads=3)
-    torch.testing.assert_close(room.unpack(big, 1, 1280), unpacked(big)[1:], rtol=0, atol=0)
+    big = PackedWeight(GgufTensor("big", (4 * 320, 256), weight.format, np.tile(weight.packed, 4)))
+    one, three = (
+        gathered(Scratch(elements=4 * 320 * 256, compute=compute, threads=threads), [big])[0] for threads in (1, 3)
+    )
+    assert torch.equal(one, three)
+    assert torch.equal(one, unpacked(big.tensor).to(compute))
 
 
-def test_an_embedding_unpacks_what_is_looked_up(tiny_q8: Path) -> None:
+def test_weights_in_bfloat16_are_rounded_to_the_nearest(tiny_q8: Path) -> None:
+    given = weights(tiny_q8, "attn_q", order=ORDER)
+    found, _ = gathered(Scratch(elements=256 * 256, compute=torch.bfloat16), given)
+    assert torch.equal(found, unpacked(given[0].tensor)[ORDER].bfloat16())
+
+
+def test_every_piece_is_a_moment_to_leave(tiny_q8: Path) -> None:
+    leaving = Leaving()
+    scratch = Scratch(elements=100 * 256, compute=torch.float32, before_use=leaving.check)
+    pieces = scratch.pieces(weights(tiny_q8, "ffn_up"))
+    next(pieces)
+    leaving._asked.set()
+    with pytest.raises(TrainingPausedError):
+        next(pieces)
+
+
+@pytest.mark.parametrize("scale", [1.0, 16.0])
+def test_an_embedding_unpacks_what_is_looked_up(tiny_q8: Path, scale: float) -> None:
     table = open_gguf(tiny_q8).tensors["token_embd.weight"]
-    tokens = torch.tensor([[5, 319, 5], [0, 7, 7]])
-    found = PackedEmbedding(weight=table)(tokens)
-    torch.testing.assert_close(found, unpacked(table)[tokens], rtol=0, atol=0)
+    tokens = torch.tensor([5, 319, 5, 0, 7, 7])
+    found = PackedEmbedding(weight=table, scale=scale)(tokens)
+    torch.testing.assert_close(found, scale * unpacked(table)[tokens], rtol=0, atol=0)
 
 
-def test_nothing_of_a_packed_layer_is_in_its_state() -> None:
-    weight = GgufTensor("w", (2, 4), format_of(F32), np.zeros(32, dtype=np.uint8))
-    layer = PackedLinear(weight=weight, scratch=scratch())
-    assert dict(layer.state_dict()) == {}
-    assert list(layer.parameters()) == []
-    assert "format=F32" in repr(layer)
+def test_a_vector_is_unpacked_to_numbers_of_its_own(tiny_q8: Path) -> None:
+    tensor = open_gguf(tiny_q8).tensors["output_norm.weight"]
+    found = unpack_vector(tensor)
+    assert torch.equal(found, unpacked(tensor))
+    found += 1  # the file is mapped read-only

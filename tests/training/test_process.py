@@ -61,8 +61,8 @@ async def test_a_worker_prepares_windows_by_the_tokenizer_of_the_base(tiny_q8: P
     job = PrepareJob(base_path=tiny_q8, sources=(source,), out_dir=tmp_path / "out", window=64)
     result = await run_worker(job)
     train_windows = read_windows(result.train_path, n_vocab=320)
-    assert train_windows.shape == (result.train_windows, 64)
-    assert read_windows(result.heldout_path, n_vocab=320).shape == (result.heldout_windows, 64)
+    assert train_windows.tokens.shape == (result.train_windows, 64)
+    assert read_windows(result.heldout_path, n_vocab=320).tokens.shape == (result.heldout_windows, 64)
     assert result.documents == 40
     assert result.skipped[0][0].endswith("noise.bin")
     empty = tmp_path / "empty"

@@ -1,0 +1,135 @@
+"""How much memory a training will take at most, from its dimensions: nothing is computed.
+
+What is kept for the backward pass follows from what each step saves (``projection.py``, ``attention.py``); the largest
+moment is the backward pass of one block, or of the loss, on top of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.llm.gguf_file import EMBEDDING, OUTPUT, GgufModel, target_modules
+
+MIB = 1024 * 1024
+LOGIT_BYTES = 26 * MIB
+"""What the logits held at a time may take; their softmax and its gradient lie in the same place."""
+LARGEST_LAYER_PIECE = 16 << 20
+LARGEST_HEAD = 32 << 20
+_LIBRARIES = 110 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
+_HOLES = 5  # the general allocator keeps about so many times what one block needs at a time (measured)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What decides how much memory a training takes.
+
+    Attributes:
+        rows: tokens a pass.
+        itemsize: bytes of a number in the compute type.
+        rank: of the adapter.
+        target_modules: last names of the layers it changes.
+        first_layer: lowest block that it changes.
+        checkpointing: whether only the input of each block is kept.
+        keeps_best: whether a second copy of the adapter is kept.
+        below: whether the blocks below the first changed one are computed, and not read from a trunk cache.
+    """
+
+    rows: int
+    itemsize: int
+    rank: int
+    target_modules: Sequence[str]
+    first_layer: int = 0
+    checkpointing: bool = False
+    keeps_best: bool = False
+    below: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of memory at the largest moment of a training, by what takes them.
+
+    Attributes:
+        weights: pages of the mapped base; llama.cpp shares them.
+        adapter: the adapter, its gradients, and the optimiser's moments.
+        scratch: unpacked weights, room for logits, and the libraries' own buffers.
+        kept: what the forward pass keeps for the backward pass.
+        moment: what the largest step has beside that while it is computed.
+    """
+
+    weights: int
+    adapter: int
+    scratch: int
+    kept: int
+    moment: int
+
+    @property
+    def total(self) -> int:
+        """All together, without the process itself."""
+        return self.weights + self.adapter + self.scratch + self.kept + self.moment
+
+
+def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
+    """Predict the memory of a training on a base."""
+    config = gguf.config
+    blocks = config.n_layers - shape.first_layer
+    adapted = [
+        target
+        for path, target in target_modules(gguf).items()
+        if target.layer >= shape.first_layer and path.rsplit(".", 1)[-1] in set(shape.target_modules)
+    ]
+    numbers = shape.rank * sum(target.out_features + target.in_features for target in adapted)
+    lows = shape.rank * len([target for target in adapted if target.layer == shape.first_layer])
+    query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    item = shape.itemsize
+    head_norms = (query + key) * item + query * item + 2 * key * item if _has(gguf, "attn_q_norm") else 0
+    after_norms = sum(config.hidden * item for name in ("post_attention_norm", "post_ffw_norm") if _has(gguf, name))
+    block = item * (2 * config.hidden + 2 * query + 2 * key + 2 * config.ffn + lows) + head_norms + after_norms + 8
+    through = config.hidden * 4
+    kept = blocks * shape.rows * (through if shape.checkpointing else block)
+    backward = shape.rows * (item * (4 * config.ffn + 2 * config.hidden) + 3 * through)
+    logits = logit_rows(gguf, item) * config.vocab * item
+    return Footprint(
+        weights=_weights(gguf, shape),
+        adapter=numbers * 4 * (5 + shape.keeps_best),
+        scratch=scratch_elements(gguf) * item + _LIBRARIES,
+        kept=kept + (shape.rows * block if shape.checkpointing else 0),
+        moment=max(_HOLES * backward, logits),
+    )
+
+
+def logit_rows(gguf: GgufModel, itemsize: int) -> int:
+    """Say for how many positions logits are held at a time."""
+    config = gguf.config
+    rows = max(16, LOGIT_BYTES // (itemsize * config.vocab))
+    unpacked_again = config.vocab * config.hidden > scratch_elements(gguf)  # for every piece of positions, twice
+    return rows * 4 if unpacked_again else rows
+
+
+def scratch_elements(gguf: GgufModel) -> int:
+    """Say how many weights are unpacked at a time: a layer's group where it is not too large, else its pieces."""
+    config = gguf.config
+    targets = list(target_modules(gguf).values())
+    in_order = [target.out_features * target.in_features for target in targets if target.rotary_heads]
+    groups: dict[tuple[int, int, bool], int] = {}
+    for target in targets:
+        key = (target.layer, target.in_features, target.role in {"q", "k", "v", "qkv"})
+        groups[key] = groups.get(key, 0) + target.out_features * target.in_features
+    head = config.vocab * config.hidden
+    wanted = min(max(groups.values()), LARGEST_LAYER_PIECE)
+    return max(wanted, *in_order, config.hidden, config.ffn, head if head <= LARGEST_HEAD else 0)
+
+
+def _weights(gguf: GgufModel, shape: Shape) -> int:
+    """Give the bytes of the file that a training touches."""
+    skipped = 0 if shape.below else shape.first_layer
+    total = sum(
+        tensor.packed.size
+        for name, tensor in gguf.tensors.items()
+        if not (name.startswith("blk.") and int(name.split(".")[1]) < skipped)
+    )
+    return total - gguf.tensors[EMBEDDING].packed.size if OUTPUT in gguf.tensors else total
+
+
+def _has(gguf: GgufModel, norm: str) -> bool:
+    return f"blk.0.{norm}.weight" in gguf.tensors

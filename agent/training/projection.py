@@ -1,0 +1,300 @@
+"""Linear layers over packed weights, with adapters, in one step forward and one step backward.
+
+Layers that share their input (query, key and value; gate and up) are multiplied as one. What comes before a layer - a
+norm, or the gate of a feed-forward block - belongs to the same step, so that its output, which the gradient of A needs,
+is computed again from less instead of being kept. Everything here is exact: it gives the gradients that autograd gives
+for ``y = h W' + s (h A') B'`` with a frozen ``W`` (Hu et al. 2021, *LoRA*, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent.llm.adapter import ModulePath
+from agent.training.arena import Keeper
+from agent.training.packed import PackedWeight, Scratch
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+
+Activation: TypeAlias = Literal["silu", "gelu"]
+"""SiLU, or the tanh form of GELU."""
+
+
+class Prologue(Protocol):
+    """What makes a layer's input from what flows into the step: one tensor, or two."""
+
+    def forward(self, given: Tensors, compute: torch.dtype, keeper: Keeper) -> tuple[Tensor, Tensors]:
+        """Give the layer's input ``(n, in_features)`` in the compute type, and what the others need."""
+        ...
+
+    def again(self, kept: Tensors) -> Tensor:
+        """Give the layer's input once more."""
+        ...
+
+    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
+        """Turn the gradient of the layer's input, which may be overwritten, into those of what flowed in."""
+        ...
+
+
+class Plain:
+    """The layer's input is what flows in."""
+
+    def forward(self, given: Tensors, compute: torch.dtype, keeper: Keeper) -> tuple[Tensor, Tensors]:
+        """Keep the input itself."""
+        del keeper
+        h = given[0].to(compute)
+        return h, (h,)
+
+    def again(self, kept: Tensors) -> Tensor:
+        """Give what was kept."""
+        return kept[0]
+
+    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
+        """Pass the gradient on."""
+        del kept
+        return (grad,)
+
+
+class RmsNorm:
+    """Root mean square norm over the last dimension (Zhang and Sennrich 2019, equation 4).
+
+    Args:
+        weight: float32, shape ``(width,)``.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight = weight
+        self.eps = eps
+        self._narrow = weight.bfloat16()
+
+    def forward(self, given: Tensors, compute: torch.dtype, keeper: Keeper) -> tuple[Tensor, Tensors]:
+        """Keep the input without its length, in the compute type, and the reciprocal length in float32."""
+        wide = given[0].float()
+        scale = keeper.take((*wide.shape[:-1], 1), torch.float32)
+        torch.linalg.vector_norm(wide, dim=-1, keepdim=True, out=scale)
+        scale = scale.square_().div_(wide.shape[-1]).add_(self.eps).rsqrt_()
+        kept = torch.mul(wide, scale, out=keeper.take(wide.shape, compute)), scale
+        return self.again(kept), kept
+
+    def again(self, kept: Tensors) -> Tensor:
+        """Multiply by the weight again."""
+        unit = kept[0]
+        return unit * (self.weight if unit.dtype == torch.float32 else self._narrow)
+
+    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
+        """Give the float32 gradient of the input."""
+        unit, scale = kept[0].float(), kept[1]
+        wide = grad.float() * self.weight
+        along = torch.linalg.vecdot(wide, unit).div_(unit.shape[-1]).unsqueeze(-1)
+        return (wide.addcmul_(unit, along, value=-1.0).mul_(scale),)
+
+
+class Gate:
+    """A gated linear unit, ``act(gate) * up`` of the two that flow in (Shazeer 2020, equation 6)."""
+
+    def __init__(self, activation: Activation) -> None:
+        self.activation = activation
+
+    def forward(self, given: Tensors, compute: torch.dtype, keeper: Keeper) -> tuple[Tensor, Tensors]:
+        """Keep both as they came."""
+        del keeper
+        kept = tuple(tensor.to(compute) for tensor in given)
+        return self.again(kept), kept
+
+    def again(self, kept: Tensors) -> Tensor:
+        """Gate again."""
+        gate, up = kept
+        return self._act(gate).mul_(up)
+
+    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
+        """Give the gradients of gate and up."""
+        gate, up = kept
+        to_up = self._act(gate).mul_(grad)
+        grad.mul_(up)
+        if self.activation == "silu":
+            return torch.ops.aten.silu_backward(grad, gate), to_up
+        return torch.ops.aten.gelu_backward(grad, gate, approximate="tanh"), to_up
+
+    def _act(self, gate: Tensor) -> Tensor:
+        return functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
+
+
+@dataclass(slots=True)
+class Layer:
+    """One linear layer of a :class:`Projection`.
+
+    Attributes:
+        path: its name in an adapter.
+        weight: its frozen weight, shape ``(out_features, in_features)``.
+        bias: float32 ``(out_features,)``, or None.
+        b: the adapter's B, float32 ``(out_features, rank)``; None where no adapter changes the layer.
+    """
+
+    path: ModulePath
+    weight: PackedWeight
+    bias: Tensor | None = None
+    b: nn.Parameter | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Projection:
+    """Linear layers that share their input.
+
+    Attributes:
+        layers: one after the other in the output.
+        scratch: where their weights are unpacked.
+        prologue: what makes their input.
+        halves: give the output as two tensors of equal width.
+        a: the adapter's A of every changed layer, one above the other, float32 ``(changed * rank, in_features)``.
+        rank: of the adapter.
+        scaling: what ``B A`` is multiplied by.
+        enabled: whether the adapter is used.
+    """
+
+    layers: Sequence[Layer]
+    scratch: Scratch
+    prologue: Prologue = field(default_factory=Plain)
+    halves: bool = False
+    a: nn.Parameter | None = None
+    rank: int = 0
+    scaling: float = 1.0
+    enabled: bool = True
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of all layers together."""
+        return sum(layer.weight.rows for layer in self.layers)
+
+    @property
+    def changed(self) -> list[tuple[int, int, nn.Parameter]]:
+        """First output, output after the last, and B of each layer that the adapter changes."""
+        found, at = [], 0
+        for layer in self.layers:
+            if layer.b is not None:
+                found.append((at, at + layer.weight.rows, layer.b))
+            at += layer.weight.rows
+        return found
+
+    def __call__(self, *given: Tensor) -> Tensors:
+        """Give the outputs side by side, ``(n, out_features)`` in the compute type, as one tensor or as two halves."""
+        adapter = self.a if self.enabled else None
+        bs = [b for _, _, b in self.changed] if adapter is not None else []
+        keeper = self.scratch.keeper()
+        result: Tensors = _Project.apply(self, keeper, len(given), *given, adapter, *bs)  # type: ignore[no-untyped-call]
+        return result
+
+    def cuts(self) -> list[tuple[int, int]]:
+        """Give the first output and the output after the last of each tensor that comes out."""
+        whole = self.out_features
+        return [(0, whole // 2), (whole // 2, whole)] if self.halves else [(0, whole)]
+
+    def spread_b(self) -> Tensor:
+        """Give every B times the scaling on a block diagonal, compute type ``(out_features, changed * rank)``."""
+        changed = self.changed
+        spread = torch.zeros(self.out_features, len(changed) * self.rank, dtype=self.scratch.compute)
+        for place, (first, last, b) in enumerate(changed):
+            spread[first:last, place * self.rank : (place + 1) * self.rank] = b.detach() * self.scaling
+        return spread
+
+    def bias(self) -> Tensor | None:
+        """Give the biases side by side, zeros where a layer has none; None where none has."""
+        if all(layer.bias is None for layer in self.layers):
+            return None
+        return torch.cat(
+            [torch.zeros(layer.weight.rows) if layer.bias is None else layer.bias for layer in self.layers]
+        )
+
+    def times_frozen(self, h: Tensor, keeper: Keeper) -> Tensors:
+        """Give ``h W'`` for the weights of all layers; halves are kept by the gate that they flow into."""
+        cuts = self.cuts()
+        room = keeper if self.halves else Keeper(None)
+        outs = tuple(room.take((len(h), end - begin), h.dtype) for begin, end in cuts)
+        for first, last, weight in self.scratch.pieces([layer.weight for layer in self.layers]):
+            for out, (begin, end) in zip(outs, cuts, strict=True):
+                low, high = max(first, begin), min(last, end)
+                if low < high:
+                    torch.mm(h, weight[low - first : high - first].T, out=out[:, low - begin : high - begin])
+        return outs
+
+    def frozen_backward(self, grads: Tensors) -> Tensor:
+        """Give ``grad W`` for the weights of all layers, ``(n, in_features)``."""
+        total: Tensor | None = None
+        for first, last, weight in self.scratch.pieces([layer.weight for layer in self.layers]):
+            for grad, (begin, end) in zip(grads, self.cuts(), strict=True):
+                low, high = max(first, begin), min(last, end)
+                if low < high:
+                    part, rows = grad[:, low - begin : high - begin], weight[low - first : high - first]
+                    total = part @ rows if total is None else total.addmm_(part, rows)
+        assert total is not None
+        return total
+
+
+class _Project(torch.autograd.Function):
+    """The step of a :class:`Projection`."""
+
+    @staticmethod
+    def forward(ctx: Any, projection: Projection, keeper: Keeper, inputs: int, *tensors: Tensor | None) -> Tensors:
+        given, a = cast("Tensors", tensors[:inputs]), tensors[inputs]
+        compute = projection.scratch.compute
+        h, kept = projection.prologue.forward(given, compute, keeper)
+        outs = projection.times_frozen(h, keeper)
+        bias = projection.bias()
+        low = None
+        if a is not None:
+            low = torch.mm(h, a.detach().to(compute).T, out=keeper.take((len(h), len(a)), compute))
+        spread = None if a is None else projection.spread_b()
+        for out, (begin, end) in zip(outs, projection.cuts(), strict=True):
+            if bias is not None:
+                out.add_(bias[begin:end])
+            if low is not None and spread is not None:
+                out.addmm_(low, spread[begin:end].T)
+        if any(ctx.needs_input_grad):
+            ctx.keeper = keeper
+            ctx.projection, ctx.inputs, ctx.types = projection, inputs, [tensor.dtype for tensor in given]
+            ctx.adapters = len(tensors) - inputs - 1
+            ctx.save_for_backward(*kept, *([] if low is None else [low]))
+        return outs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.keeper.check()
+        projection: Projection = ctx.projection
+        compute = projection.scratch.compute
+        given = tuple(grad.to(compute) for grad in grads)
+        saved = ctx.saved_tensors  # read once: a checkpointed layer gives them only once
+        kept, low = (saved[:-1], saved[-1]) if ctx.adapters else (saved, None)
+        to_low, to_adapter = (None, []) if low is None else _adapter_backward(projection, given, kept, low)
+        if not any(ctx.needs_input_grad[3 : 3 + ctx.inputs]):
+            to_inputs: tuple[Tensor | None, ...] = (None,) * ctx.inputs
+        else:
+            to_h = projection.frozen_backward(given)
+            if to_low is not None and projection.a is not None:
+                to_h.addmm_(to_low, projection.a.detach().to(compute))
+            back = projection.prologue.backward(kept, to_h)
+            to_inputs = tuple(grad.to(dtype) for grad, dtype in zip(back, ctx.types, strict=True))
+        return (None, None, None, *to_inputs, *(to_adapter or [None]))
+
+
+def _adapter_backward(
+    projection: Projection, grads: Tensors, kept: Tensors, low: Tensor
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Give the gradient of ``h A'``, ``(n, changed * rank)``, and those of A and of each B, float32."""
+    spread, rank = projection.spread_b(), projection.rank
+    cuts = projection.cuts()
+    to_low = grads[0] @ spread[slice(*cuts[0])]
+    for grad, cut in zip(grads[1:], cuts[1:], strict=True):
+        to_low.addmm_(grad, spread[slice(*cut)])
+    all_bs = torch.cat([low.T @ grad for grad in grads], dim=1)
+    to_bs: list[Tensor | None] = [
+        all_bs[place * rank : (place + 1) * rank, first:last].T.float() * projection.scaling
+        for place, (first, last, _) in enumerate(projection.changed)
+    ]
+    to_a = (to_low.T @ projection.prologue.again(kept)).float()
+    return to_low, [to_a, *to_bs]
