@@ -34,7 +34,7 @@ def start() -> None:
 
 def complaints() -> str:
     """Give the latest warnings and errors of llama.cpp in one line, and forget them."""
-    text = "; ".join(line for line in _complaints if line)
+    text = "; ".join(line for line in list(_complaints) if line)  # other threads may complain meanwhile
     _complaints.clear()
     return text or "no reason given"
 

@@ -5,7 +5,7 @@ Only llama.cpp's low-level API does this: the high-level ``lora_path`` gives up 
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
@@ -20,24 +20,20 @@ from numpy.typing import NDArray
 
 from agent.errors import AdapterError, ModelError, UnsupportedModelError
 from agent.llm import llama_library
-from agent.llm.chat import ChatMessage, StopFilter, render_chat
+from agent.llm.answering import Answer, Sampling
+from agent.llm.chat import ChatMessage
+from agent.llm.loaded_base import AdapterHandle, LoadedBase
 from agent.llm.tokenizer import Vocabulary
+
+__all__ = ["AdapterHandle", "Runtime", "WindowLosses", "Windows"]
 
 Windows: TypeAlias = NDArray[np.uint32]
 _LOGIT_BYTES = 32 << 20  # what the logits of one batch may take
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AdapterHandle:
-    """An adapter that one runtime has loaded.
-
-    Attributes:
-        path: where it came from.
-        pointer: llama.cpp's ``llama_adapter_lora_p``.
-    """
-
-    path: Path
-    pointer: Any
+_CHUNK = 128
+"""Tokens of a prompt that one pass takes. Chunks begin at multiples of this, always: what was computed for one prompt
+is then, bit for bit, what would be computed for another one that begins alike, and can be used again."""
+_ABORT = llama_cpp.llama_cpp.ggml_abort_callback(lambda _data: True)
+_GO_ON = llama_cpp.llama_cpp.ggml_abort_callback()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,48 +54,53 @@ class WindowLosses:
         return float(self.nll.sum() / max(1, int(self.targets.sum())))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sampling:
-    """How the next token is chosen; see :meth:`Runtime.generate`."""
-
-    temperature: float
-    top_p: float
-    seed: int
-
-
 class Runtime:
-    """llama.cpp with one base. Use it as a context manager; not for several threads at once.
+    """A context of llama.cpp on one base. Use it as a context manager; not for several threads at once.
 
     Args:
         base_path: the GGUF, which is memory-mapped.
+        base: the same, loaded already and shared with other contexts; None to load it for this one alone.
         n_ctx: most tokens of a prompt and its answer, or of a window.
         n_threads: threads to compute on; None for every core this process may use.
         n_batch: most tokens that one pass of the model takes.
+        scoring: whether :meth:`losses` is wanted, which takes memory for the logits of a whole batch.
 
     Raises (on entering):
         UnreadableModelError, UnsupportedModelError: llama.cpp cannot load it.
     """
 
-    def __init__(self, *, base_path: Path, n_ctx: int = 512, n_threads: int | None = None, n_batch: int = 512) -> None:
+    def __init__(
+        self,
+        *,
+        base_path: Path,
+        base: LoadedBase | None = None,
+        n_ctx: int = 512,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        scoring: bool = True,
+    ) -> None:
         self.base_path = base_path
         self.n_ctx = n_ctx
         self.n_threads = n_threads or len(_usable_cores())
+        self._base = base or LoadedBase(path=base_path)
+        self._owns_base = base is None
         self._n_batch = min(n_batch, n_ctx)
-        self._model: Any = None
+        self._scoring = scoring
         self._context: Any = None
-        self._vocabulary: Vocabulary | None = None
-        self._adapters: list[AdapterHandle] = []
+        self._in_use: list[tuple[AdapterHandle, float]] | None = []
+        self._known: list[int] = []
 
     def __enter__(self) -> Self:
-        self._model = llama_library.load_model(self.base_path)
-        self._vocabulary = Vocabulary(model=self._model)
-        self._n_batch = max(16, min(self._n_batch, _LOGIT_BYTES // (4 * self._vocabulary.n_vocab)))
+        if self._owns_base:
+            self._base.__enter__()
+        if self._scoring:
+            self._n_batch = max(16, min(self._n_batch, _LOGIT_BYTES // (4 * self.vocabulary.n_vocab)))
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = self._n_batch
-        params.n_outputs_max = params.n_outputs_max_per_seq = self._n_batch
+        params.n_outputs_max = params.n_outputs_max_per_seq = self._n_batch if self._scoring else 1
         params.n_threads = params.n_threads_batch = self.n_threads
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._context = llama_cpp.llama_init_from_model(self._base.model, params)
         if not self._context:
             self.close()
             raise UnsupportedModelError(
@@ -114,20 +115,18 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Let go of the model; adapters go with it. Harmless when repeated."""
+        """Let go of the context, and of a base of its own; adapters go with that. Harmless when repeated."""
         if self._context:
             llama_cpp.llama_free(self._context)
-        if self._model:
-            llama_cpp.llama_model_free(self._model)
-        self._context = self._model = self._vocabulary = None
-        self._adapters.clear()
+        self._context = None
+        self._in_use, self._known = [], []
+        if self._owns_base:
+            self._base.close()
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The tokens of the base, while the runtime is open."""
-        if self._vocabulary is None:
-            raise RuntimeError("the runtime is used outside of its with block")
-        return self._vocabulary
+        return self._base.vocabulary
 
     def tokenize(self, text: str) -> list[int]:
         """Give the tokens of a text: no marks are added, control tokens spelt in it stay text."""
@@ -143,35 +142,28 @@ class Runtime:
         Raises:
             AdapterError: it is no adapter for this base.
         """
-        llama_library.complaints()
-        pointer = None
-        if path.is_file():
-            pointer = llama_cpp.llama_adapter_lora_init(self._open_model(), str(path).encode())
-        if not pointer:
-            why = llama_library.complaints() if path.is_file() else "there is no such file"
-            raise AdapterError(
-                f"llama.cpp cannot load the adapter {path} on {self.base_path.name}: {why}",
-                advice="Use an adapter.gguf that was trained on this base.",
-            )
-        handle = AdapterHandle(path, pointer)
-        self._adapters.append(handle)
-        return handle
+        return self._base.load_adapter(path)
 
     def unload_adapter(self, handle: AdapterHandle) -> None:
         """Stop using every adapter, and let go of this one."""
-        if handle in self._adapters:
+        if self._base.has_adapter(handle):
             self.use([])
-            self._adapters.remove(handle)
-            llama_cpp.llama_adapter_lora_free(handle.pointer)
+            self._base.unload_adapter(handle)
 
     def use(self, adapters: Sequence[tuple[AdapterHandle, float]]) -> None:
-        """Compute with exactly these adapters, each at its scale, from now on; none for the base alone."""
-        self._open_model()
+        """Compute with exactly these adapters, each at its scale, from now on; none for the base alone.
+
+        Takes milliseconds, whatever the base: nothing is loaded, and the first pass after it is as fast as any other.
+        """
+        self._check_open()
         for handle, _ in adapters:
-            if handle not in self._adapters:
+            if not self._base.has_adapter(handle):
                 raise AdapterError(
                     f"the adapter {handle.path} is not loaded here", advice="Load it into this runtime first."
                 )
+        if list(adapters) == self._in_use:
+            return
+        self._in_use = None
         pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(adapters))(*(h.pointer for h, _ in adapters))
         scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
         if llama_cpp.llama_set_adapters_lora(self._context, pointers, len(adapters), scales) != 0:
@@ -179,33 +171,72 @@ class Runtime:
                 f"llama.cpp refused the adapters: {llama_library.complaints()}",
                 advice="Use adapters that were trained on this base.",
             )
+        self._in_use = list(adapters)
+        self._settle()
 
-    def losses(self, windows: Windows, *, masks: NDArray[np.bool_] | None = None) -> WindowLosses:
+    def _settle(self) -> None:
+        """Let llama.cpp lay out its buffers for other adapters now: a pass that is called off after its first node."""
+        self._forget()
+        llama_cpp.llama_set_abort_callback(self._context, _ABORT, None)
+        llama_cpp.llama_set_n_threads(self._context, 1, 1)  # on a busy machine others would be waited for
+        try:
+            with contextlib.suppress(ModelError):
+                self._decode(np.zeros(1, dtype=np.uint32), 0)
+        finally:
+            llama_cpp.llama_set_n_threads(self._context, self.n_threads, self.n_threads)
+            llama_cpp.llama_set_abort_callback(self._context, _GO_ON, None)
+            self._forget()
+
+    def losses(
+        self,
+        windows: Windows,
+        *,
+        masks: NDArray[np.bool_] | None = None,
+        segments: NDArray[np.uint16] | None = None,
+    ) -> WindowLosses:
         """Give the loss of the base with the adapters in use on each window.
 
         Args:
             windows: uint32 tokens, shape ``(n, length)``; every token but the first is predicted from those before.
-            masks: bool, same shape: which tokens count as targets; None for all. The first column counts for nothing.
+            masks: bool, same shape: which tokens count as targets; None for all. What begins a segment never counts.
+            segments: uint16, same shape: the segment that each token belongs to, never falling in a window. A segment
+                is predicted as if it were alone, with positions from 0; None for one segment a window.
 
         Raises:
             ModelError: the windows do not fit the context or the vocabulary.
         """
         self._check_windows(windows)
+        counted = np.ones(windows.shape, dtype=np.bool_) if masks is None else masks.copy()
+        borders = np.ones(windows.shape, dtype=np.bool_)
+        borders[:, 1:] = False if segments is None else segments[:, 1:] != segments[:, :-1]
+        counted &= ~borders
         nll = np.zeros(len(windows), dtype=np.float64)
-        counted = np.ones(windows.shape, dtype=np.bool_) if masks is None else masks
         for index, window in enumerate(windows):
+            starts = np.flatnonzero(borders[index]).tolist()
+            for start, end in zip(starts, [*starts[1:], len(window)], strict=True):
+                nll[index] += self._segment_nll(window[start:end], counted[index, start:end])
+        return WindowLosses(nll=nll, targets=counted.sum(axis=1, dtype=np.int64))
+
+    def _segment_nll(self, tokens: Windows, counted: NDArray[np.bool_]) -> float:
+        """Give the summed loss of the tokens that count, in nats, of a sequence that begins at position 0."""
+        last = int(counted.nonzero()[0].max(initial=0))
+        nll = 0.0
+        if last:
             self._forget()
-            for start in range(0, len(window) - 1, self._n_batch):
-                end = min(start + self._n_batch, len(window) - 1)
-                logits = self._decode(window[start:end], start, all_logits=True)
-                chosen = counted[index, start + 1 : end + 1]
-                nll[index] += _summed_nll(logits[chosen], window[start + 1 : end + 1][chosen])
-        return WindowLosses(nll=nll, targets=counted[:, 1:].sum(axis=1, dtype=np.int64))
+        for start in range(0, last, self._n_batch):
+            end = min(start + self._n_batch, last)
+            chosen = counted[start + 1 : end + 1]
+            logits = self._decode(tokens[start:end], start, wanted=chosen)
+            nll += _summed_nll(logits, tokens[start + 1 : end + 1][chosen])
+        return nll
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Give the prompt tokens of a conversation by the base's own template, ready for the assistant's turn."""
-        template = llama_cpp.llama_model_chat_template(self._open_model(), None)
-        return self.vocabulary.encode(render_chat(messages, template), special=template is not None)
+        return self._base.chat_prompt(messages)
+
+    def text_prompt(self, text: str) -> list[int]:
+        """Give the prompt tokens of a text to go on from, begun as the base's tokenizer wants it."""
+        return self._base.text_prompt(text)
 
     def generate(
         self,
@@ -232,50 +263,87 @@ class Runtime:
         """
         tokens = [int(t) for t in prompt if not isinstance(t, ChatMessage)]
         messages = [m for m in prompt if isinstance(m, ChatMessage)]
-        tokens = self.render_chat(messages) if messages else tokens
-        if not tokens:
-            tokens = [self.vocabulary.bos_id if self.vocabulary.bos_id is not None else 0]
+        sampling = Sampling(temperature, top_p, seed)
+        prompt_tokens = self.render_chat(messages) if messages else tokens
+        return _pieces(self.answer(prompt_tokens, max_tokens=max_tokens, sampling=sampling, stop=stop))
+
+    def answer(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Answer:
+        """Begin an answer that is computed step by step; the one before is over with that.
+
+        Args:
+            prompt: tokens; none for the base's own beginning.
+            max_tokens: most tokens to add; None for as many as the context holds, which is the most anyway.
+            sampling: how to choose them; the likeliest always if not given.
+            stop: texts before which the answer ends.
+
+        Raises:
+            ModelError: the prompt alone fills the context.
+        """
+        self._check_open()
+        tokens = list(prompt) or [self.vocabulary.bos_id if self.vocabulary.bos_id is not None else 0]
         room = self.n_ctx - len(tokens)
         if room < 1:
             raise ModelError(
                 f"the prompt is {len(tokens)} tokens long and the context holds {self.n_ctx}",
                 advice="Shorten the conversation, or begin a new one.",
             )
-        return self._stream(tokens, min(max_tokens, room), _Sampling(temperature, top_p, seed), stop)
+        limit = room if max_tokens is None else min(max_tokens, room)
+        return Answer(context=self, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop=stop)
 
-    def _stream(self, tokens: list[int], limit: int, sampling: _Sampling, stop: Sequence[str]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        held = StopFilter(stop)
-        sampler = _sampler(sampling)
-        try:
+    # --- what an answer is computed with -----------------------------------------------------------------------
+
+    def shares(self, prompt: Sequence[int]) -> int:
+        """Say how many tokens at the beginning of a prompt need not be computed again, with the adapters in use."""
+        same = next((i for i, (a, b) in enumerate(zip(self._known, prompt, strict=False)) if a != b), None)
+        alike = min(len(self._known), len(prompt)) if same is None else same
+        return min(alike, len(prompt) - 1) // self._chunk * self._chunk  # the last one is needed for its logits
+
+    def recall(self, prompt: Sequence[int]) -> int:
+        """Forget everything but the beginning of a prompt that was computed before; say how long that is."""
+        self._check_open()
+        kept = self.shares(prompt)
+        memory = llama_cpp.llama_get_memory(self._context)
+        whole = kept > 0 and llama_cpp.llama_memory_seq_pos_min(memory, 0) == 0  # no window has slid over it
+        if not (whole and llama_cpp.llama_memory_seq_rm(memory, 0, kept, -1)):
             self._forget()
-            for start in range(0, len(tokens), self._n_batch):
-                self._decode(np.asarray(tokens[start : start + self._n_batch], dtype=np.uint32), start)
-            for position in range(len(tokens), len(tokens) + limit):
-                token = llama_cpp.llama_sampler_sample(sampler, self._context, -1)
-                if self.vocabulary.ends_generation(token):
-                    break
-                text = held.feed(decoder.decode(self.vocabulary.piece(token)))
-                if text:
-                    yield text
-                if held.stopped:
-                    return
-                if position + 1 < len(tokens) + limit:
-                    self._decode(np.asarray([token], dtype=np.uint32), position)
-            rest = held.feed(decoder.decode(b"", final=True)) + held.finish()
-            if rest:
-                yield rest
-        finally:
-            llama_cpp.llama_sampler_free(sampler)
+        self._known = self._known[:kept]
+        return len(self._known)
 
-    def _open_model(self) -> Any:
+    def read(self, prompt: Sequence[int], position: int) -> int:
+        """Compute the next chunk of a prompt from a position on; say where it ended."""
+        end = min((position // self._chunk + 1) * self._chunk, len(prompt))
+        self._decode(np.asarray(prompt[position:end], dtype=np.uint32), position)
+        if end % self._chunk == 0:
+            self._known.extend(prompt[position:end])
+        return end
+
+    def advance(self, token: int, position: int) -> None:
+        """Compute one more token at a position. It is not known afterwards: alone it differs in its last bits."""
+        self._decode(np.asarray([token], dtype=np.uint32), position)
+
+    def sample(self, sampler: Any) -> int:
+        """Choose the next token after what was computed last."""
+        return int(llama_cpp.llama_sampler_sample(sampler, self._context, -1))
+
+    @property
+    def _chunk(self) -> int:
+        return min(_CHUNK, self._n_batch)
+
+    def _check_open(self) -> None:
         if self._context is None:
             raise RuntimeError("the runtime is used outside of its with block")
-        return self._model
 
     def _forget(self) -> None:
         """Begin with an empty context."""
-        self._open_model()
+        self._check_open()
+        self._known = []
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
 
     def _check_windows(self, windows: Windows) -> None:
@@ -290,9 +358,22 @@ class Runtime:
                 advice="The text was prepared for another base; prepare it again.",
             )
 
-    def _decode(self, tokens: Windows, position: int, *, all_logits: bool = False) -> NDArray[np.float32]:
-        """Run tokens from a position on; give their logits, ``(len(tokens) or 1, n_vocab)``, until the next call."""
+    def _decode(
+        self, tokens: Windows, position: int, *, wanted: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Run tokens from a position on; give logits until the next call.
+
+        Args:
+            tokens: uint32, shape ``(n,)``, at most a batch.
+            position: of the first one.
+            wanted: bool, shape ``(n,)``: the tokens after which logits are wanted; None for the last one alone.
+
+        Returns:
+            float32, shape ``(wanted, n_vocab)``.
+        """
         count = len(tokens)
+        if wanted is None:
+            wanted = np.arange(count) == count - 1
         batch = llama_cpp.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
@@ -301,7 +382,7 @@ class Runtime:
                 batch.pos[index] = position + index
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = 0
-                batch.logits[index] = all_logits or index == count - 1
+                batch.logits[index] = bool(wanted[index])
             status = llama_cpp.llama_decode(self._context, batch)
         finally:
             llama_cpp.llama_batch_free(batch)
@@ -310,7 +391,9 @@ class Runtime:
                 f"llama.cpp stopped with status {status} on {self.base_path.name}: {llama_library.complaints()}",
                 advice="Free some memory, or use a smaller context.",
             )
-        rows = count if all_logits else 1
+        rows = int(wanted.sum())
+        if not rows:
+            return np.empty((0, self.vocabulary.n_vocab), dtype=np.float32)
         pointer = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(rows, self.vocabulary.n_vocab))
 
@@ -329,13 +412,10 @@ def _summed_nll(logits: NDArray[np.float32], targets: Windows) -> float:
     return float((np.log(mass) - chosen[:, 0].astype(np.float64)).sum())
 
 
-def _sampler(sampling: _Sampling) -> Any:
-    """Build a sampler chain: greedy, or nucleus sampling at a temperature."""
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    if sampling.temperature <= 0:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
-        return chain
-    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
-    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(sampling.seed & 0xFFFF_FFFF))
-    return chain
+def _pieces(answer: Answer) -> Iterator[str]:
+    """Give the text of an answer as it comes; leaving off closes it."""
+    with answer:
+        while answer.finish is None:
+            text = answer.step()
+            if text:
+                yield text

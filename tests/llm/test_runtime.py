@@ -4,14 +4,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from agent.errors import AdapterError, ModelError, UnreadableModelError, UnsupportedModelError
 from agent.llm.adapter_gguf import write_gguf_adapter
+from agent.llm.answering import Sampling
 from agent.llm.chat import ChatMessage
 from agent.llm.gguf_file import open_gguf
+from agent.llm.loaded_base import LoadedBase
 from agent.llm.runtime import Runtime
 from tests.models import random_adapter
 
@@ -184,3 +187,87 @@ def test_it_is_of_no_use_once_closed(tiny_q8: Path) -> None:
     with pytest.raises(RuntimeError, match="with block"):
         runtime.losses(np.zeros((1, 8), dtype=np.uint32))
     runtime.close()
+
+
+def _continued(runtime: Runtime, prompt: list[int], **sampling: float) -> tuple[str, int]:
+    with runtime.answer(prompt, max_tokens=24, sampling=Sampling(seed=3, **sampling)) as answer:  # type: ignore[arg-type]
+        text = ""
+        while answer.finish is None:
+            text += answer.step()
+        return text, answer.reused_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_beginning_of_a_prompt_is_not_computed_again_and_that_changes_no_bit(tiny_q8: Path, temperature: float) -> None:
+    rng = np.random.default_rng(5)
+    first = [int(t) for t in rng.integers(0, 300, 300)]
+    longer = [*first, *(int(t) for t in rng.integers(0, 300, 90))]
+    other = [*first[:200], *longer[260:]]
+    with Runtime(base_path=tiny_q8, n_ctx=512, n_threads=1, scoring=False) as runtime:
+        alone = {}
+        for name, prompt in (("longer", longer), ("other", other), ("first", first)):
+            runtime._forget()
+            text, _ = _continued(runtime, prompt, temperature=temperature)
+            runtime._forget()
+            alone[name] = (text, _logits(runtime, prompt))
+        runtime._forget()
+        assert _continued(runtime, first, temperature=temperature)[1] == 0
+        for name, prompt, reused in (("longer", longer, 256), ("other", other, 128), ("first", first, 128)):
+            text, known = _continued(runtime, prompt, temperature=temperature)
+            assert (text, known) == (alone[name][0], reused)
+            np.testing.assert_array_equal(_logits(runtime, prompt), alone[name][1])
+
+
+def _logits(runtime: Runtime, prompt: list[int]) -> NDArray[np.float32]:
+    """The logits after a prompt, with whatever is known of it already."""
+    position = runtime.recall(prompt)
+    while position < len(prompt):
+        position = runtime.read(prompt, position)
+    pointer = llama_cpp.llama_get_logits(runtime._context)
+    return np.ctypeslib.as_array(pointer, shape=(runtime.vocabulary.n_vocab,)).copy()
+
+
+def test_nothing_computed_with_one_adapter_is_used_with_another(runtime: Runtime, adapter_path: Path) -> None:
+    prompt = [int(t) for t in np.random.default_rng(6).integers(0, 300, 200)]
+    adapter = runtime.load_adapter(adapter_path)
+    runtime.use([])
+    base, _ = _continued(runtime, prompt)
+    assert runtime.shares(prompt) == 128
+    runtime.use([(adapter, 1.0)])
+    assert runtime.shares(prompt) == 0
+    changed, reused = _continued(runtime, prompt)
+    assert reused == 0
+    assert changed != base
+    runtime.use([])
+    assert _continued(runtime, prompt) == (base, 0)
+
+
+def test_contexts_share_one_base_and_take_turns_with_adapters_of_their_own(tiny_q8: Path, adapter_path: Path) -> None:
+    prompt = [int(t) for t in np.random.default_rng(7).integers(0, 300, 40)]
+    with LoadedBase(path=tiny_q8) as base:
+        options = {"base_path": tiny_q8, "base": base, "n_threads": 1, "scoring": False}
+        with Runtime(**options) as plain, Runtime(**options) as adapted:  # type: ignore[arg-type]
+            adapted.use([(base.load_adapter(adapter_path), 1.0)])
+            alone = [_continued(context, prompt)[0] for context in (plain, adapted)]
+            answers = [context.answer(prompt, max_tokens=24) for context in (plain, adapted)]
+            said = ["", ""]
+            while any(answer.finish is None for answer in answers):
+                for index, answer in enumerate(answers):
+                    said[index] += answer.step() if answer.finish is None else ""
+            assert said == alone
+            assert alone[0] != alone[1]
+
+
+def test_answer_says_why_it_ended_and_how_long_it_is(runtime: Runtime) -> None:
+    prompt = [int(t) for t in np.random.default_rng(8).integers(0, 300, 20)]
+    with runtime.answer(prompt, max_tokens=5) as answer:
+        text = ""
+        while answer.finish is None:
+            text += answer.step()
+    assert (answer.finish, answer.tokens, answer.prompt_tokens) == ("length", 5, 20)
+    with runtime.answer(prompt, max_tokens=5, stop=[text[1:]]) as stopped:
+        while stopped.finish is None:
+            stopped.step()
+    assert stopped.finish == "stop"
+    with pytest.raises(RuntimeError, match="over"):
+        stopped.step()
