@@ -21,7 +21,9 @@ class DeviceSettings(BaseModel):
         threads: cores that training and judging may use.
         rank: LoRA rank trained here; none for the community's.
         compute: arithmetic of training; ``auto`` measures once.
+        memory_mb: memory that training may take, MiB; none for no limit in rounds, and what is free in trainings alone.
         holdout_fraction: share of the text that is never trained on, and that candidates are judged by.
+        filter_secrets: take keys, passwords and personal data out of the text before it is learned.
         max_heldout_windows: windows of held-out text that a candidate is judged on.
         checkpoint_seconds: how much training a power cut may cost.
         personal_adapter: keep what this device learned beyond the community, for its owner alone.
@@ -34,7 +36,9 @@ class DeviceSettings(BaseModel):
     threads: int = Field(default=1, ge=1, le=1024)
     rank: int | None = Field(default=None, ge=1, le=256)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    holdout_fraction: float = Field(default=0.1, gt=0, lt=0.9)
+    memory_mb: int | None = Field(default=None, ge=1)
+    holdout_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    filter_secrets: bool = True
     max_heldout_windows: int = Field(default=32, ge=1)
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     personal_adapter: bool = True

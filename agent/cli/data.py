@@ -1,4 +1,4 @@
-"""`bramble data`: which text this device may learn from."""
+"""`bramble data`: which text this device may learn from, and what a model would see of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from agent.cli.options import as_json, device_home, print_json, yes
+from agent.cli.preview import preview
 from agent.paths import Home
 
 
@@ -35,6 +36,7 @@ def add(home: Home, path: Path, yes: bool, as_json: bool) -> None:
     if len(found.skipped) > 5:
         click.echo(f"  … and {len(found.skipped) - 5} more", err=True)
     click.echo("Bramble will train on it here. The text stays on this machine.", err=True)
+    click.echo(f"What a model would see of it: bramble data preview {path}", err=True)
     if not (yes or click.confirm("May it be learned from?", default=False, err=True)):
         raise ConsentMissingError(f"{path} was not added", advice="Nothing was read into the model. Add it any time.")
     add_source(home, path, found)
@@ -69,3 +71,6 @@ def remove(home: Home, path: Path) -> None:
 
     remove_source(home, path)
     click.echo(f"{path} will not be learned from any more. What was sent before cannot be taken back.")
+
+
+data.add_command(preview)

@@ -32,16 +32,14 @@ def init(home: Home, nickname: str, as_json: bool) -> None:
 @click.command()
 @click.argument("invite")
 @device_home
-@click.option("--base", type=click.Path(dir_okay=False), help="The community's GGUF, if it is not the seedling.")
+@click.option("--base", help="The community's GGUF, a file or a name on the shelf; found by itself where it can be.")
 @click.option("--allow-plaintext", is_flag=True, help="Use an unencrypted broker on another machine. Think twice.")
 @yes
 @as_json
 def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: bool, as_json: bool) -> None:
     """Join a community with an INVITE from its hub's operator."""
-    from pathlib import Path
-
     from agent.federation.enrol import Door
-    from agent.service import join_community
+    from agent.service import join_community, named_base
     from agent.transport.address import without_credentials
 
     def agree(door: Door) -> bool:
@@ -49,7 +47,13 @@ def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: 
         return yes or click.confirm("Join this community?", default=False, err=True)
 
     membership = asyncio.run(
-        join_community(home, invite, base=Path(base) if base else None, agree=agree, allow_plaintext=allow_plaintext)
+        join_community(
+            home,
+            invite,
+            base=named_base(home, base) if base else None,
+            agree=agree,
+            allow_plaintext=allow_plaintext,
+        )
     )
     if as_json:
         print_json(

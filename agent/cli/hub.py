@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from agent.cli.options import as_json, events_json, hub_home, print_json, with_parent
-from agent.paths import Home
+from agent.cli.values import NAMES
+from agent.paths import Home, default_home
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -41,7 +41,7 @@ def hub() -> None:
 @hub.command("init")
 @hub_home
 @click.option("--name", default="A Bramble community", show_default=True, help="What members will see.")
-@click.option("--base", type=click.Path(path_type=Path), help="GGUF that everybody trains; the seedling if not given.")
+@click.option("--base", help="GGUF that everybody trains, a file or a name on the shelf; the seedling if not given.")
 @click.option("--broker", help="URL of your own MQTT broker; an embedded one on loopback if not given.")
 @click.option("--device-broker", help="URL for devices, with an account of theirs, if it is not the hub's.")
 @click.option(
@@ -54,6 +54,7 @@ def hub() -> None:
 @click.option("--collect", type=DURATION, default="1h", show_default=True, help="How long a round collects updates.")
 @click.option("--trial", type=DURATION, default="10m", show_default=True, help="How long devices may try a candidate.")
 @click.option("--rank", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option("--targets", type=NAMES, help="Layers that are changed, such as q_proj,v_proj. [default: all]")
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Training steps a round.")
 @click.option("--batch-size", type=click.IntRange(1, 256), default=8, show_default=True)
 @click.option("--window", type=click.IntRange(16, 8192), default=256, show_default=True, help="Tokens a window.")
@@ -72,9 +73,14 @@ def init(home: Home, **options: Any) -> None:
     from agent.governance.charter import Charter, RoundRules, TrainingPlan
     from agent.hub.setup import HubPlan, create_hub, describe_base
     from agent.llm.seedling import SEEDLING_PATH
+    from agent.service import named_base, shelf_of
 
-    base = options["base"] or SEEDLING_PATH
+    device = Home(default_home("device"))
+    base = named_base(device, options["base"]) if options["base"] else SEEDLING_PATH
     described = describe_base(base)
+    described["base_name"] = shelf_of(device).name_of(base) or described["base_name"]
+    if options["targets"]:
+        described["target_modules"] = options["targets"]
     plan = {key: options[key] for key in ("steps", "batch_size", "window")}
     if options["learning_rate"] is not None:
         plan["learning_rate"] = options["learning_rate"]

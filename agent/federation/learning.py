@@ -11,20 +11,20 @@ from pathlib import Path
 
 from agent.data.consent import ConsentBook
 from agent.errors import ConsentMissingError
-from agent.federation.messages import Chunk, Manifest
-from agent.federation.sealing import wrap_update
+from agent.federation.messages import Manifest
+from agent.federation.packed_update import PackedUpdate, pack_update
+from agent.federation.planning import plan_round
 from agent.federation.sending import queue_transfer
 from agent.federation.store import DeviceStore, Membership, RoundRecord
 from agent.federation.text import PreparedText
 from agent.llm.adapter import Adapter, from_bytes, read_adapter
 from agent.paths import BlobStore, write_atomically
 from agent.settings import DeviceSettings
-from agent.training.job import Progress, TrainJob, TrainResult
+from agent.training.job import PlanResult, Progress, TrainJob, TrainResult
 from agent.training.process import run_worker
 from agent.transport.outbox import Outbox
 from agent.transport.topics import Topics
-from agent.update.delta import clip, difference, start_for_rank
-from agent.update.wire import UpdateHeader, encode_update
+from agent.update.delta import start_for_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,9 @@ def training_job(
     seed: int,
     directory: Path,
     steps: int | None = None,
+    fitted: PlanResult | None = None,
 ) -> TrainJob:
-    """Say what a worker has to do for one round of this community."""
+    """Say what a worker has to do for one round of this community, in the way that a plan fitted into its memory."""
     charter = membership.charter
     plan = charter.training
     return TrainJob(
@@ -74,12 +75,14 @@ def training_job(
         target_modules=charter.target_modules,
         steps=plan.steps if steps is None else steps,
         batch_size=plan.batch_size,
+        micro_batch=fitted.micro_batch if fitted else None,
+        checkpointing=fitted.checkpointing if fitted else False,
         learning_rate=plan.learning_rate,
         warmup_steps=plan.warmup_steps,
         weight_decay=plan.weight_decay,
         grad_clip=plan.grad_clip,
         seed=seed,
-        compute=settings.compute,
+        compute=fitted.compute if fitted else settings.compute,
         checkpoint_dir=directory / "checkpoint",
         checkpoint_seconds=settings.checkpoint_seconds,
         out_dir=directory / "trained",
@@ -109,8 +112,8 @@ async def learn(
     Raises:
         TrainingPausedError: ``pause`` was set; the checkpoint is kept.
         ConsentMissingError: consent for one of ``sources`` was withdrawn meanwhile; what was learned is thrown away.
+        DoesNotFitError: training does not fit into the memory that the owner allows.
     """
-    charter = membership.charter
     blobs = BlobStore(store.home.blobs)
     community = from_bytes(blobs.get(release.sha256))
     start = start_for_rank(community, min(settings.rank or community.rank, community.rank))
@@ -118,53 +121,37 @@ async def learn(
     directory.mkdir(parents=True, exist_ok=True)
     start_path = directory / "start.safetensors"
     write_atomically(start_path, start.to_bytes())
-    seed = round_seed(device, round_number)
-    job = training_job(membership, settings, text, start=start_path, adapter=start, seed=seed, directory=directory)
+    fitted = await plan_round(
+        membership, settings, text, rank=start.rank, directory=directory, pause=pause, on_start=on_start
+    )
+    job = training_job(
+        membership,
+        settings,
+        text,
+        start=start_path,
+        adapter=start,
+        seed=round_seed(device, round_number),
+        directory=directory,
+        fitted=fitted,
+    )
     result = await run_worker(job, pause=pause, on_progress=on_progress, on_start=on_start)
     trained = read_adapter(result.adapter_path)
-    delta = clip(difference(start, trained), charter.max_update_norm)
-    header = UpdateHeader(
-        round=round_number,
-        base_sha256=charter.base_sha256,
-        start_release=release.sha256,
-        rank=start.rank,
-        alpha=start.alpha,
-        tokens=result.tokens,
-        steps=result.steps,
-        seed=seed,
-    )
-    body = encode_update(header, delta, charter.compression)
-    parcel = wrap_update(
-        body,
-        seal_key=seal_key,
-        community=bytes.fromhex(membership.community),
+    packed = pack_update(
+        membership,
+        result,
+        start=start,
+        trained=trained,
         device=device,
         round_number=round_number,
-        start_sha256=release.sha256,
+        release=release,
+        seal_key=seal_key,
     )
     trained_id = blobs.put(trained.to_bytes())
-    record = RoundRecord(
-        round=round_number,
-        transfer=parcel.offer.transfer.hex(),
-        update_id=hashlib.sha256(body).hexdigest(),
-        wire_bytes=parcel.offer.size,
-        fp32_bytes=delta.parameter_count * 4,
-        report={
-            "steps": result.steps,
-            "tokens": result.tokens,
-            "first_loss": result.first_loss,
-            "last_loss": result.last_loss,
-            "tok_s": result.tok_s,
-            "peak_rss_mb": result.peak_rss_mb,
-            "trained": trained_id,
-            "seed": seed,
-        },
-    )
-    chunks = [Chunk(transfer=parcel.offer.transfer, index=index, data=data) for index, data in enumerate(parcel.chunks)]
+    record = _record(result, packed, round_number=round_number, trained=trained_id)
     try:
         with store.transaction():
             ConsentBook(store.connection).require(sources)
-            queue_transfer(Outbox(store.connection), Topics(membership.community), device, parcel.offer, chunks)
+            queue_transfer(Outbox(store.connection), Topics(membership.community), device, packed.offer, packed.chunks)
             store.add_round(record)
     except ConsentMissingError:
         blobs.discard(trained_id)
@@ -173,8 +160,29 @@ async def learn(
     shutil.rmtree(directory, ignore_errors=True)
     return Learned(
         result=result,
-        update_id=record.update_id,
-        wire_bytes=record.wire_bytes,
-        fp32_bytes=record.fp32_bytes,
-        norm=delta.norm,
+        update_id=packed.update_id,
+        wire_bytes=packed.offer.size,
+        fp32_bytes=packed.fp32_bytes,
+        norm=packed.norm,
+    )
+
+
+def _record(result: TrainResult, packed: PackedUpdate, *, round_number: int, trained: str) -> RoundRecord:
+    """Say what is remembered of a round on this device."""
+    return RoundRecord(
+        round=round_number,
+        transfer=packed.offer.transfer.hex(),
+        update_id=packed.update_id,
+        wire_bytes=packed.offer.size,
+        fp32_bytes=packed.fp32_bytes,
+        report={
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "first_loss": result.first_loss,
+            "last_loss": result.last_loss,
+            "tok_s": result.tok_s,
+            "peak_rss_mb": result.peak_rss_mb,
+            "trained": trained,
+            "seed": result.seed,
+        },
     )

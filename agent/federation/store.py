@@ -100,6 +100,26 @@ class RoundRecord(BaseModel):
     report: dict[str, float | int | str] = {}
 
 
+class ReleaseRecord(BaseModel):
+    """A release that this device has judged.
+
+    Attributes:
+        state: whether it came into use here.
+        before: mean held-out loss of the release before it, nats a token, where it was measured.
+        after: its own.
+        at: Unix time, seconds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    number: int
+    state: Literal["adopted", "declined"]
+    before: float | None
+    after: float | None
+    at: int
+
+
 class DeviceStore:
     """A device's database. A context manager; see :func:`open_device_store`."""
 
@@ -190,6 +210,15 @@ class DeviceStore:
         with explained_database(self.home):
             row = self.connection.execute(query).fetchone()
         return None if row is None else (int(row[0]), str(row[1]))
+
+    def releases(self) -> list[ReleaseRecord]:
+        """Give every release that was adopted or declined here, oldest first."""
+        with explained_database(self.home):
+            rows = self.connection.execute(
+                "SELECT sha256, number, state, before, after, at FROM releases ORDER BY rowid"
+            ).fetchall()
+        names = ("sha256", "number", "state", "before", "after", "at")
+        return [ReleaseRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
     def declined(self) -> frozenset[str]:
         """Hashes of the releases that were worse here."""

@@ -18,6 +18,9 @@ from agent.settings import DeviceSettings
 from agent.training.job import PrepareJob, Progress
 from agent.training.process import run_worker
 
+_FORM = 2
+"""How windows are made and kept; another number where that changes, so that older ones are made anew."""
+
 
 class PreparedText(BaseModel):
     """Windows on disk.
@@ -67,7 +70,8 @@ async def prepare_text(
     window = membership.charter.training.window
     state = await asyncio.to_thread(_fingerprint, paths)
     key = hashlib.sha256(
-        f"{state}\0{window}\0{settings.holdout_fraction}\0{membership.charter.base_sha256}".encode()
+        f"{_FORM}\0{state}\0{window}\0{settings.holdout_fraction}\0{settings.filter_secrets}"
+        f"\0{membership.charter.base_sha256}".encode()
     ).hexdigest()[:16]
     room = TextRoom(store.home.work / "windows" / key)
     known = _read(room)
@@ -81,6 +85,7 @@ async def prepare_text(
         out_dir=room.directory,
         window=window,
         holdout_fraction=settings.holdout_fraction,
+        filter_secrets=settings.filter_secrets,
     )
     result = await run_worker(job, on_progress=on_progress)
     prepared = PreparedText(

@@ -57,6 +57,8 @@ class Charter(_Rule):
 
     Attributes:
         base_sha256: hex SHA-256 of the GGUF file that every device trains.
+        target_modules: last names of the layers that are changed. The default is for bases that are built like llama;
+            `bramble hub init` takes all linear layers that the base has.
         max_update_norm: L2 norm above which a device clips its update and the hub refuses it.
     """
 

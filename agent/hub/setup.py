@@ -17,7 +17,7 @@ from agent.federation.making import make_keys, whole_database
 from agent.federation.messages import Manifest
 from agent.governance.charter import Charter
 from agent.hub.store import HubConfig, HubStore, ReleaseRow, create_store, open_store
-from agent.llm.gguf_file import open_gguf, sha256_file, target_shapes
+from agent.llm.gguf_file import linear_names, open_gguf, sha256_file, target_shapes
 from agent.paths import BlobStore, Home
 from agent.transport.access import join_user
 from agent.transport.address import BrokerAddress, without_credentials
@@ -45,13 +45,18 @@ class HubPlan:
 
 
 def describe_base(path: Path) -> dict[str, Any]:
-    """Give the charter's words for a base: name, SHA-256 and size.
+    """Give the charter's words for a base: name, SHA-256, size, and all its linear layers as what is changed.
 
     Raises:
         ModelError: the file is no GGUF that can be trained.
     """
     model = open_gguf(path)
-    return {"base_name": path.stem, "base_sha256": sha256_file(model.path), "base_bytes": path.stat().st_size}
+    return {
+        "base_name": path.stem,
+        "base_sha256": sha256_file(model.path),
+        "base_bytes": path.stat().st_size,
+        "target_modules": linear_names(model),
+    }
 
 
 def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
@@ -64,7 +69,7 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
 
     Raises:
         AlreadyInitialisedError: there is one already.
-        ModelError: the base cannot be trained.
+        ModelError: the base cannot be trained, or has no layers of a name that the charter gives.
         SettingsError: the broker's address is none.
         PlaintextRefusedError: the broker is on another machine, and the connection would not be encrypted.
     """

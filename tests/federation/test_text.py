@@ -72,6 +72,17 @@ async def test_windows_are_made_once_and_again_only_when_the_text_has_changed(
     assert not first.train.exists()  # windows hold the owner's text: old ones do not stay around
 
 
+async def test_switching_the_filter_makes_the_windows_anew(
+    store: DeviceStore, membership: Membership, text: Path
+) -> None:
+    (text / "mail.txt").write_text("\n\n".join(f"Write to person{n}@example.org about part {n}." for n in range(60)))
+    filtered = await prepared(store, membership, text)
+    plain = await prepare_text(store, membership, DeviceSettings(filter_secrets=False), [text])
+    assert plain.train != filtered.train
+    assert plain.tokens > filtered.tokens
+    assert await prepared(store, membership, text) == filtered
+
+
 async def test_windows_that_were_lost_are_made_again(store: DeviceStore, membership: Membership, text: Path) -> None:
     first = await prepared(store, membership, text)
     before = np.load(first.heldout)["tokens"]

@@ -3,13 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from agent.errors import AlreadyInitialisedError
+from agent.cli.hub import hub
+from agent.errors import AdapterError, AlreadyInitialisedError
 from agent.governance.charter import Charter
 from agent.hub.setup import HubPlan, create_hub, describe_base, make_invite
 from agent.hub.store import HubStore, open_store
 from agent.paths import Home
 from tests.hub.world import make_world
+from tests.models import write_model
 
 
 @pytest.mark.parametrize("step", ["create_tables", "add_release", "save_config"])
@@ -44,3 +47,26 @@ def test_an_invite_carries_the_devices_own_account_at_the_broker(tmp_path: Path,
     plan = HubPlan(name="street", base=tiny_q8, broker=hubs, device_broker=theirs, last_round=None, charter=charter)
     create_hub(Home(tmp_path / "hub"), plan)
     assert make_invite(Home(tmp_path / "hub"), uses=1, expires_seconds=60).broker == theirs
+
+
+def init_hub(directory: Path, *options: object) -> tuple[str, ...]:
+    """Make a hub by its command; give what its charter lets devices change."""
+    words = [str(option) for option in ("init", "--home", directory, *options)]
+    assert CliRunner().invoke(hub, words, catch_exceptions=False).exit_code == 0
+    with open_store(Home(directory)) as store:
+        return store.config.charter.target_modules
+
+
+def test_a_community_changes_the_layers_that_its_base_has(tmp_path: Path, tiny_q8: Path) -> None:
+    llama = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert init_hub(tmp_path / "llama", "--base", tiny_q8) == llama
+    phi = write_model(tmp_path / "phi.gguf", architecture="phi3")
+    assert init_hub(tmp_path / "phi", "--base", phi) == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    assert init_hub(tmp_path / "some", "--base", phi, "--targets", "qkv_proj,o_proj") == ("qkv_proj", "o_proj")
+
+
+def test_layers_that_the_base_has_not_are_refused_with_those_that_it_has(tmp_path: Path, tiny_q8: Path) -> None:
+    with pytest.raises(AdapterError, match="no linear layers named qkv_proj") as caught:
+        init_hub(tmp_path / "hub", "--base", tiny_q8, "--targets", "q_proj,qkv_proj")
+    assert "k_proj" in caught.value.advice
+    assert not (tmp_path / "hub").exists()

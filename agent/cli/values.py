@@ -1,0 +1,52 @@
+"""Words on the command line that mean something: an amount of memory, a list of names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+_MIB = 1024 * 1024
+_UNITS = {"": _MIB, "mib": _MIB, "gib": 1024 * _MIB, "mb": 10**6, "gb": 10**9, "m": 10**6, "g": 10**9}
+
+
+class Memory(click.ParamType[int]):
+    """MiB, or a number with a unit: 900MB, 1.5GB, 900MiB."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Give whole MiB."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+        mib = int(float(found[1]) * _UNITS[found[2]] / _MIB) if found and found[2] in _UNITS else 0
+        if mib < 1:
+            self.fail(f"{value!r} is no amount of memory; write 900MB, 1.5GB or 900MiB", param, ctx)
+        return mib
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them."""
+
+    name = "NAME,NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Give each name once, in the order in which they stand."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(dict.fromkeys(name for word in str(value).split(",") if (name := word.strip())))
+        if not names:
+            self.fail(f"{value!r} names nothing; write q_proj,v_proj", param, ctx)
+        return names
+
+
+MEMORY, NAMES = Memory(), Names()
+
+
+def spoken(seconds: float) -> str:
+    """Say a duration as people do."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,67 @@
+"""Fitting a training into the memory that its owner allows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.errors import DoesNotFitError
+from agent.federation.once import once
+from agent.federation.store import Membership
+from agent.federation.text import PreparedText
+from agent.settings import DeviceSettings
+from agent.training.job import PlanJob, PlanResult
+from agent.training.process import run_worker
+
+
+def require_fit(plan: PlanResult) -> PlanResult:
+    """Give a plan back where it fits.
+
+    Raises:
+        DoesNotFitError: it does not; the advice says what would have to give.
+    """
+    if plan.fits:
+        return plan
+    raise DoesNotFitError(
+        f"this training needs {plan.peak_mb:,.0f} MiB of memory at least, and may take {plan.memory_mb:,.0f} MiB",
+        advice=" ".join(plan.instead) or "Allow more memory, or use a smaller base.",
+    )
+
+
+async def plan_round(
+    membership: Membership,
+    settings: DeviceSettings,
+    text: PreparedText,
+    *,
+    rank: int,
+    directory: Path,
+    pause: asyncio.Event | None = None,
+    on_start: Callable[[int], None] | None = None,
+) -> PlanResult | None:
+    """Say how a round's training fits into the owner's memory limit; None where there is no limit.
+
+    The plan is kept in the round's directory, so that a round that goes on after a crash does so with the same one.
+
+    Raises:
+        TrainingPausedError: ``pause`` was set.
+        DoesNotFitError: it does not fit, whatever is done.
+    """
+    if settings.memory_mb is None:
+        return None
+    charter = membership.charter
+    job = PlanJob(
+        base_path=membership.base,
+        threads=settings.threads,
+        windows_path=text.train,
+        rank=rank,
+        target_modules=charter.target_modules,
+        batch_size=charter.training.batch_size,
+        steps=charter.training.steps,
+        memory_mb=settings.memory_mb,
+        compute=settings.compute,
+        trunk_cache=False,
+    )
+    return require_fit(
+        await once(directory / "plan.json", job, PlanResult, lambda: run_worker(job, pause=pause, on_start=on_start))
+    )
