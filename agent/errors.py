@@ -17,7 +17,8 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     │   ├── UnreadableModelError    21
     │   ├── UnsupportedModelError   22
     │   ├── BaseMismatchError       23
-    │   └── AdapterError            24
+    │   ├── AdapterError            24
+    │   └── DownloadError           25
     ├── DataError                   30
     │   ├── NoTextError             31
     │   └── ConsentMissingError     32
@@ -45,8 +46,10 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     ├── TrainingError               80
     │   ├── TrainingDivergedError   81
     │   ├── TrainingPausedError     82
-    │   └── WorkerCrashedError      83
-    └── DemoError                   90
+    │   ├── WorkerCrashedError      83
+    │   └── DoesNotFitError         84
+    ├── DemoError                   90
+    └── ServingError                91
 """
 
 from __future__ import annotations
@@ -156,6 +159,13 @@ class AdapterError(ModelError):
 
     code = "adapter"
     exit_status = 24
+
+
+class DownloadError(ModelError):
+    """A model could not be fetched from a model repository, or is not what the repository says."""
+
+    code = "download"
+    exit_status = 25
 
 
 class DataError(BrambleError):
@@ -358,11 +368,25 @@ class WorkerCrashedError(TrainingError):
     exit_status = 83
 
 
+class DoesNotFitError(TrainingError):
+    """A training needs more memory than it may take."""
+
+    code = "does-not-fit"
+    exit_status = 84
+
+
 class DemoError(BrambleError):
     """The demo could not show what it set out to show."""
 
     code = "demo"
     exit_status = 90
+
+
+class ServingError(BrambleError):
+    """The model cannot be offered to other programs."""
+
+    code = "serving"
+    exit_status = 91
 
 
 def error_classes() -> dict[str, type[BrambleError]]:

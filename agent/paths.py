@@ -64,6 +64,11 @@ class Home:
         return self.root / "work"
 
     @property
+    def models(self) -> Path:
+        """The shelf of base models; made when the first one is put there."""
+        return self.root / "models"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that runs on this directory."""
         return self.root / "lock"

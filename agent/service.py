@@ -21,6 +21,7 @@ from agent.errors import (
     AlreadyRunningError,
     BaseMismatchError,
     InviteRefusedError,
+    ModelError,
     NotInitialisedError,
     UnreadableModelError,
 )
@@ -33,6 +34,7 @@ from agent.federation.store import DeviceStore, Membership, open_device_store
 from agent.governance.charter import Charter
 from agent.llm.gguf_file import open_gguf, sha256_file
 from agent.llm.seedling import SEEDLING_PATH
+from agent.llm.shelf import Shelf, ShelfModel
 from agent.paths import Home, exclusive, explained_disk, write_atomically
 from agent.running import run_until_signalled
 from agent.settings import DeviceSettings, load_settings, mqtt_protocol
@@ -112,7 +114,7 @@ async def join_community(
     Args:
         home: of a device that was initialised.
         line: the invite.
-        base: the community's GGUF on this machine; the seedling if it is the community's base.
+        base: the community's GGUF on this machine; the one on the shelf, or the seedling, if None.
         agree: shown the charter, says whether the owner wants in.
         allow_plaintext: use an unencrypted broker on another machine.
 
@@ -141,7 +143,7 @@ async def join_community(
             nickname = load_settings(home.settings).nickname
             newcomer = Newcomer(link=link, invite=invite, identity=identity, nickname=nickname)
             door = await newcomer.meet()
-            base_path = find_base(door.charter, base)
+            base_path = find_base(door.charter, base or _on_shelf(home, door.charter.base_sha256))
             if not agree(door):
                 raise InviteRefusedError(
                     f"you did not join {door.charter.name!r}", advice="Nothing was sent. The invite is still good."
@@ -195,7 +197,8 @@ def find_base(charter: Charter, path: Path | None) -> Path:
     what = f"{candidate} has SHA-256 {found[:16]}…" if path else "the base is not the seedling that comes with Bramble"
     raise BaseMismatchError(
         f"{what}; the community trains {charter.base_name} with SHA-256 {charter.base_sha256[:16]}…",
-        advice=f"Get that exact file ({charter.base_bytes:,} bytes) and join with --base PATH.",
+        advice=f"Get that exact file ({charter.base_bytes:,} bytes): put it on the shelf with `bramble model import`"
+        " or `bramble model pull`, or join with --base PATH.",
     )
 
 
@@ -310,6 +313,53 @@ def sources(home: Home) -> list[dict[str, object]]:
             }
             for row in ConsentBook(store.connection).sources()
         ]
+
+
+def shelf_of(home: Home) -> Shelf:
+    """Give the base models of a device, which may lie there before the device was made."""
+    return Shelf(home.models)
+
+
+def named_base(home: Home, reference: str) -> Path:
+    """Give the base that a word on the command line means: a file, or a name or SHA-256 on the shelf.
+
+    Raises:
+        UnreadableModelError: there is neither.
+    """
+    path = Path(reference)
+    if path.exists() or path.parent != Path():
+        return path
+    if path.suffix == ".gguf" and not any(model.name == reference for model in shelf_of(home).models()):
+        return path
+    return shelf_of(home).find(reference).path
+
+
+def remove_model(home: Home, reference: str) -> ShelfModel:
+    """Take a model off the shelf.
+
+    Raises:
+        UnreadableModelError: there is no such model.
+        ModelError: it is the base of the community that this device belongs to.
+    """
+    model = shelf_of(home).find(reference)
+    if home.database.is_file():
+        with open_device_store(home) as store:
+            if store.is_member and _is_needed(store.membership, model):
+                raise ModelError(
+                    f"{model.name} is the base of {store.membership.charter.name!r}, which this device belongs to",
+                    advice="Keep it: without it the device cannot train, judge or answer. Nothing was removed.",
+                )
+    shelf_of(home).remove(model)
+    return model
+
+
+def _is_needed(membership: Membership, model: ShelfModel) -> bool:
+    return model.sha256 == membership.charter.base_sha256 and membership.base.resolve() == model.path.resolve()
+
+
+def _on_shelf(home: Home, sha256: str) -> Path | None:
+    model = shelf_of(home).holding(sha256)
+    return model.path if model else None
 
 
 def adapters_of(home: Home) -> tuple[Membership, dict[str, list[Path]]]:
