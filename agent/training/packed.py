@@ -21,8 +21,8 @@ from agent.training.arena import Arena, Keeper
 from agent.training.crew import Crew
 
 ROUND = 16
-_TILE_ELEMENTS = 1 << 16  # unpacked at a time on the way to bfloat16, so that it stays in a core's cache
-_PARALLEL_ELEMENTS = 1 << 17  # below this, handing rows to threads costs more than it saves
+_TILE_ELEMENTS = 1 << 18  # unpacked at a time on the way to bfloat16: few calls, and still in a core's cache
+_PARALLEL_ELEMENTS = 1 << 21  # below this, handing rows to threads costs more than it saves
 
 
 @dataclass(frozen=True, slots=True)
