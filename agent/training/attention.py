@@ -21,9 +21,9 @@ from torch import Tensor
 from agent.llm.rotary import Rotary
 from agent.training.arena import Keeper
 from agent.training.crew import Crew
+from agent.training.footprint import KEPT_SHARES, TILE_ROWS
 from agent.training.packed import ROUND, Scratch, rounded
 
-_TILE_ROWS = 64
 _UNEVEN = 1.2  # a thread with so much more than its share makes the others wait
 
 
@@ -119,26 +119,30 @@ class _Attention(torch.autograd.Function):
         given = qkv.view(-1, heads.all, heads.width).transpose(0, 1)
         turned = keeper.take((heads.all, sum(map(rounded, segments.lengths)), heads.width), qkv.dtype)
         out = keeper.take((len(qkv), heads.queries, heads.width), qkv.dtype)
-        _share(crew, heads, segments, lambda part: part.forward(given, turned, out.transpose(0, 1), turns))
+        parts = _divide(crew, heads, segments)
+        sizes = [part.shares for share in parts for part in share]
+        keeps = keeper.arena is not None and sum(sizes) <= KEPT_SHARES * turned.numel()
+        rooms = dict(zip((p for s in parts for p in s), _split(keeper, sizes, qkv.dtype), strict=True)) if keeps else {}
+        _do(crew, parts, lambda p: p.forward(given, turned, out.transpose(0, 1), turns, rooms.get(p)))
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(turned)
-            ctx.setting, ctx.keeper = setting, keeper
+            ctx.setting, ctx.keeper, ctx.parts, ctx.rooms = setting, keeper, parts, rooms
         return out.view(len(qkv), -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         ctx.keeper.check()
         (grad,), (turned,) = grads, ctx.saved_tensors
-        heads, segments, turns, crew = ctx.setting
+        heads, _, turns, crew = ctx.setting
         by_head = grad.view(-1, heads.queries, heads.width).transpose(0, 1)
         out = torch.empty(len(grad), heads.all, heads.width, dtype=grad.dtype)
         back = Turns(turns.cos, -turns.sin)
-        _share(crew, heads, segments, lambda part: part.backward(by_head, turned, out.transpose(0, 1), back))
+        _do(crew, ctx.parts, lambda p: p.backward(by_head, turned, out.transpose(0, 1), back, ctx.rooms.get(p)))
         return out.view(len(grad), -1), None, None
 
 
-def _share(crew: Crew, heads: Heads, segments: Segments, work: Callable[[_Part], None]) -> None:
-    """Let a crew do all segments: some whole ones each, or, where those are few, some heads of every one."""
+def _divide(crew: Crew, heads: Heads, segments: Segments) -> list[list[_Part]]:
+    """Give what each of a crew does: some whole segments, or, where those are few, some heads of every one."""
     places = itertools.accumulate(map(rounded, segments.lengths), initial=0)
     parts = [
         _Part(begin, end, at, 0, heads.keys, heads) for (begin, end), at in zip(segments.bounds, places, strict=False)
@@ -151,12 +155,23 @@ def _share(crew: Crew, heads: Heads, segments: Segments, work: Callable[[_Part],
             replace(part, low=low, high=high) for part in parts for low, high in itertools.pairwise(cuts) if low < high
         ]
         shares = crew.divided([part.cost for part in parts])
+    return [[parts[index] for index in share] for share in shares]
 
-    def do(share: Sequence[int]) -> None:
-        for index in share:
-            work(parts[index])
 
-    crew.do([functools.partial(do, share) for share in shares])
+def _do(crew: Crew, parts: Sequence[Sequence[_Part]], work: Callable[[_Part], None]) -> None:
+    """Let each of a crew do its parts."""
+
+    def do(share: Sequence[_Part]) -> None:
+        for part in share:
+            work(part)
+
+    crew.do([functools.partial(do, share) for share in parts])
+
+
+def _split(keeper: Keeper, sizes: Sequence[int], dtype: torch.dtype) -> Sequence[Tensor]:
+    """Take room for flat tensors of so many numbers."""
+    whole = keeper.take((sum(sizes),), dtype)
+    return [whole[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,11 @@ class _Part:
         """Rows of the segment."""
         return self.end - self.begin
 
+    @property
+    def shares(self) -> int:
+        """Numbers in the softmax of all its scores."""
+        return sum(tile.size for tile in self._tiles())
+
     def of(self, by_head: Tensor, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
         """View this part's queries, keys and values among all heads, each ``(heads, rows, width)``."""
         queries, keys = self.heads.queries, self.heads.keys
@@ -204,8 +224,8 @@ class _Part:
         """View this part's queries, keys and values among what is kept, padding included."""
         return self.of(turned, self.at, self.at + rounded(self.rows))
 
-    def forward(self, given: Tensor, turned: Tensor, out: Tensor, turns: Turns) -> None:
-        """Turn queries and keys, keep them in ``turned``, and write what attention finds."""
+    def forward(self, given: Tensor, turned: Tensor, out: Tensor, turns: Turns, room: Tensor | None) -> None:
+        """Turn queries and keys, keep them in ``turned``, and write what attention finds; keep shares in ``room``."""
         turns, rows = turns.at(self.begin, self.end), self.rows
         query, key, value = self.kept(turned)
         given_query, given_key, given_value = self.of(given, self.begin, self.end)
@@ -215,11 +235,11 @@ class _Part:
         for tensor in (query, key, value):
             tensor[:, rows:] = 0
         found = self.queries_of(out, self.begin, self.end)
-        for tile in self._tiles():
-            shares = tile.shares(tile.mine(query), tile.theirs(key))
+        for tile, kept in self._with_room(room):
+            shares = tile.shares(tile.mine(query), tile.theirs(key), kept)
             tile.put(found, torch.bmm(shares, tile.theirs(value)))
 
-    def backward(self, grad: Tensor, turned: Tensor, out: Tensor, back: Turns) -> None:
+    def backward(self, grad: Tensor, turned: Tensor, out: Tensor, back: Turns, room: Tensor | None) -> None:
         """Write the gradients of queries, keys and values, turned back."""
         back, rows = back.at(self.begin, self.end), self.rows
         query, key, value = self.kept(turned)
@@ -227,9 +247,9 @@ class _Part:
         outer_rows[:, :rows] = self.queries_of(grad, self.begin, self.end)
         to_query = torch.empty(query.shape, dtype=query.dtype)
         to_key, to_value = torch.zeros(2, *key.shape)
-        for tile in self._tiles():
+        for tile, kept in self._with_room(room):
             mine, keys = tile.mine(query), tile.theirs(key)
-            shares = tile.shares(mine, keys)
+            shares = tile.shares(mine, keys) if kept is None else kept
             outer = tile.mine(outer_rows)
             tile.theirs(to_value).add_(torch.bmm(shares.transpose(1, 2), outer))
             inner = torch._softmax_backward_data(  # noqa: SLF001 - torch has no public name for it
@@ -245,9 +265,17 @@ class _Part:
     def _tiles(self) -> Iterator[_Tile]:
         """Cut the segment's rows and its padding, counted from its first."""
         rows, window = rounded(self.rows), self.heads.window
-        for first in range(0, rows, _TILE_ROWS):
+        for first in range(0, rows, TILE_ROWS):
             seen = 0 if window is None else max(0, first - window + 1) // ROUND * ROUND
-            yield _Tile(first, min(first + _TILE_ROWS, rows), seen, self.high - self.low, window)
+            group = self.heads.queries // self.heads.keys
+            yield _Tile(first, min(first + TILE_ROWS, rows), seen, self.high - self.low, group, window)
+
+    def _with_room(self, room: Tensor | None) -> Iterator[tuple[_Tile, Tensor | None]]:
+        """Give each tile with the room for its shares, ``(keys, group * rows, seen rows)``."""
+        at = 0
+        for tile in self._tiles():
+            yield tile, None if room is None else room[at : at + tile.size].view(tile.keys, -1, tile.end - tile.seen)
+            at += tile.size
 
 
 def _turn(given: Tensor, out: Tensor, turns: Turns, scale: float) -> None:
@@ -269,7 +297,13 @@ class _Tile:
     end: int
     seen: int
     keys: int
+    group: int
     window: int | None
+
+    @property
+    def size(self) -> int:
+        """Numbers in the softmax of its scores."""
+        return self.keys * self.group * (self.end - self.first) * (self.end - self.seen)
 
     def mine(self, queries: Tensor) -> Tensor:
         """Give the tile's rows of the query heads, ``(keys, group * rows, width)``; heads of a group are neighbours."""
@@ -284,15 +318,15 @@ class _Tile:
         rows = min(self.end, queries.shape[1]) - self.first
         queries[:, self.first : self.first + rows] = found.view(len(queries), -1, found.shape[-1])[:, :rows]
 
-    def shares(self, mine: Tensor, keys: Tensor) -> Tensor:
-        """Give the softmax of the scores, ``(keys, group * rows, seen rows)``."""
+    def shares(self, mine: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
+        """Give the softmax of the scores, ``(keys, group * rows, seen rows)``, in ``out`` where there is one."""
         scores = torch.bmm(mine, keys.transpose(1, 2))
         rows = self.end - self.first
         grid = scores.view(-1, rows, self.end - self.seen)
         grid[..., self.first - self.seen :].add_(_above_diagonal(rows, scores.dtype))
         if self.window is not None and self.end - self.seen > self.window:
             grid.add_(_before_window(self.first - self.seen, rows, self.window, scores.dtype))
-        return torch.softmax(scores, dim=-1)
+        return torch.softmax(scores, dim=-1, out=out)
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,10 +14,14 @@ from agent.llm.gguf_file import EMBEDDING, OUTPUT, GgufModel, target_modules
 MIB = 1024 * 1024
 LOGIT_BYTES = 26 * MIB
 """What the logits held at a time may take; their softmax and its gradient lie in the same place."""
+TILE_ROWS = 64
+"""Query rows of a tile of attention."""
+KEPT_SHARES = 4
+"""Shares are kept for the backward pass while they take at most so many times what queries, keys and values take."""
 LARGEST_LAYER_PIECE = 16 << 20
 LARGEST_HEAD = 32 << 20
-_LIBRARIES = 110 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
-_HOLES = 5  # the general allocator keeps about so many times what one block needs at a time (measured)
+_LIBRARIES = 100 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
+_HOLES = 2  # the general allocator keeps about so many times what one block needs at a time (measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,7 @@ class Shape:
 
     Attributes:
         rows: tokens a pass.
+        length: tokens of the longest segment.
         itemsize: bytes of a number in the compute type.
         rank: of the adapter.
         target_modules: last names of the layers it changes.
@@ -36,6 +41,7 @@ class Shape:
     """
 
     rows: int
+    length: int
     itemsize: int
     rank: int
     target_modules: Sequence[str]
@@ -83,8 +89,13 @@ def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
     query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     item = shape.itemsize
     head_norms = (query + key) * item + query * item + 2 * key * item if _has(gguf, "attn_q_norm") else 0
+    all_heads = query + 2 * key
+    shares = config.n_heads * (shape.length + TILE_ROWS) // 2
+    shares = shares if shares <= KEPT_SHARES * all_heads else 0
     after_norms = sum(config.hidden * item for name in ("post_attention_norm", "post_ffw_norm") if _has(gguf, name))
-    block = item * (2 * config.hidden + 2 * query + 2 * key + 2 * config.ffn + lows) + head_norms + after_norms + 8
+    block = (
+        item * (2 * config.hidden + 2 * query + 2 * key + 2 * config.ffn + lows + shares) + head_norms + after_norms + 8
+    )
     through = config.hidden * 4
     kept = blocks * shape.rows * (through if shape.checkpointing else block)
     backward = shape.rows * (item * (4 * config.ffn + 2 * config.hidden) + 3 * through)

@@ -26,6 +26,8 @@ from agent.training.timing import Timing, measure_speed
 from agent.training.windows_file import read_windows
 
 _AS_FAST = 1.03  # so much longer is no reason to take more memory
+MARGIN = 1.08
+"""What is planned must fit with this to spare: predictions are some hundredths off, and a budget is a promise."""
 _SPARE = 0.85  # share of the free memory that is planned with where no budget is given
 _HASH_BYTES_PER_SECOND = 1.0e9
 _DISK_BYTES_PER_SECOND = 200e6
@@ -113,7 +115,7 @@ class _Planner:
     def result(self, start_seconds: float) -> PlanResult:
         """Choose, and say why."""
         choices = sorted(self._choices(), key=lambda choice: (choice.seconds, choice.peak_mb))
-        fitting = [choice for choice in choices if choice.peak_mb <= self.memory_mb]
+        fitting = [choice for choice in choices if choice.peak_mb * MARGIN <= self.memory_mb]
         as_fast = [choice for choice in fitting if choice.seconds <= _AS_FAST * fitting[0].seconds]
         best = min(as_fast or choices, key=lambda choice: choice.peak_mb)
         rows = self.windows.length - 1
@@ -170,6 +172,7 @@ class _Planner:
     def _shape(self, micro: int, *, checkpointing: bool) -> Shape:
         return Shape(
             rows=micro * (self.windows.length - 1),
+            length=self.windows.length - 1,
             itemsize=self.dtype.itemsize,
             rank=self.job.rank,
             target_modules=self.job.target_modules,
@@ -234,7 +237,7 @@ class _Planner:
             whole = next(
                 c for c in choices if c.micro_batch == job.batch_size and c.checkpointing == best.checkpointing
             )
-            if whole.peak_mb > self.memory_mb:
+            if whole.peak_mb * MARGIN > self.memory_mb:
                 yield (
                     f"{best.micro_batch} of the {job.batch_size} windows of a step at a time: all at once would take "
                     f"{whole.peak_mb:,.0f} MiB of the {self.memory_mb:,.0f}."
@@ -285,14 +288,16 @@ class _Planner:
 
     def _instead(self, best: Choice) -> Iterator[str]:
         """Say what would have to give."""
-        yield f"Give it more memory: {math.ceil(best.peak_mb):,} MiB are the least that this training takes."
+        yield f"Give it more memory: {math.ceil(best.peak_mb * MARGIN):,} MiB are the least that this training takes."
         rows = (self.windows.length - 1) // 2
-        shape = replace(self._shape(best.micro_batch, checkpointing=best.checkpointing), rows=best.micro_batch * rows)
+        shape = replace(
+            self._shape(best.micro_batch, checkpointing=best.checkpointing), rows=best.micro_batch * rows, length=rows
+        )
         shorter = (self.process + footprint(self.base, shape).total) / MIB
         if shorter < best.peak_mb - 1 and best.micro_batch == 1:
             yield f"Use windows of half the length: {shorter:,.0f} MiB."
         if self.first_layer == 0 and self.layers > 1:
-            fewer = replace(shape, rows=2 * rows, first_layer=self.layers - self.layers // 2)
+            fewer = replace(shape, rows=2 * rows, length=2 * rows, first_layer=self.layers - self.layers // 2)
             half = (self.process + footprint(self.base, fewer).total) / MIB
             yield f"Change only the last {self.layers // 2} layers: {half:,.0f} MiB."
         weights = footprint(self.base, shape).weights / MIB

@@ -151,7 +151,7 @@ def test_nothing_is_multiplied_that_is_not_seen(window: int | None, monkeypatch:
     attention(torch.randn(1024, 3 * WIDTH), heads, where, turns, room())
     scores = sum(seen[::2])
     visible = 2 * sum(min(512 if window is None else window, place + 1) for place in range(512))
-    assert visible <= scores < visible + 1024 * 2 * attention_module._TILE_ROWS
+    assert visible <= scores < visible + 1024 * 2 * attention_module.TILE_ROWS
 
 
 def test_far_positions_are_turned_exactly() -> None:
@@ -198,3 +198,20 @@ def test_a_crew_divides_work_evenly_and_raises_what_a_part_raises() -> None:
     with pytest.raises(ValueError, match="a part of it"):
         crew.do([fail, lambda: done.append(1)])
     assert done == [1]
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_shares_that_are_kept_are_those_that_would_be_computed_again(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, where = Heads(6, 3, WIDTH, 0.4, window), segments((40, 200, 3))
+    turns, qkv = Turns.of(rotary(), where.positions()), torch.randn(243, heads.all * WIDTH)
+    found = []
+    for most in (0, 1000):
+        monkeypatch.setattr(attention_module, "KEPT_SHARES", most)
+        given = own(qkv)
+        where_kept = room()
+        attention(given, heads, where, turns, where_kept).square().sum().backward()  # type: ignore[no-untyped-call]
+        found.append((given.grad, where_kept.arena.mark()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[1][1] > found[0][1]
