@@ -155,7 +155,7 @@ def read_adapter(path: Path) -> Adapter:
 def write_peft(adapter: Adapter, directory: Path, *, base_name: str = "") -> None:
     """Write a directory that ``PeftModel.from_pretrained`` loads: weights and ``adapter_config.json``."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
@@ -167,5 +167,8 @@ def write_peft(adapter: Adapter, directory: Path, *, base_name: str = "") -> Non
         "inference_mode": True,
         "target_modules": adapter.target_modules,
     }
+    layers = sorted({int(name.split(".")[2]) for name in adapter.modules if name.startswith("model.layers.")})
+    if layers and layers[0] > 0:  # PEFT would put untrained factors on the layers below
+        config["layers_to_transform"] = layers
     (directory / "adapter_model.safetensors").write_bytes(adapter.to_bytes())
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

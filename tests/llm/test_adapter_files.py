@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,3 +130,12 @@ def test_peft_directory_loads_in_peft_with_the_same_product(adapter: Adapter, ti
 def _loss(runtime: Runtime, tokens: np.ndarray) -> float:
     found = runtime.losses(tokens)
     return float(found.mean)
+
+
+def test_peft_is_told_which_layers_are_changed_where_it_is_not_all_of_them(
+    adapter: Adapter, tiny_f32: Path, tmp_path: Path
+) -> None:
+    upper = replace(adapter, modules={name: f for name, f in adapter.modules.items() if ".layers.1." in name})
+    for given, layers in ((adapter, None), (upper, [1])):
+        folder = export(given, tmp_path / str(layers), "peft", tiny_f32)
+        assert json.loads((folder / "adapter_config.json").read_text()).get("layers_to_transform") == layers
