@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import pytest
 from click.testing import CliRunner, Result
+from huggingface_hub import constants
 
 from agent.cli import cli
 from agent.errors import BrambleError
@@ -130,6 +131,7 @@ def served(tmp_path: Path, tiny_q8: Path, monkeypatch: pytest.MonkeyPatch) -> It
     files = {"berry-Q8_0.gguf": tiny_q8.read_bytes(), "berry-F16.gguf": b"GGUF of another kind"}
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read once, when somebody first imported it
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with ModelRepository(files=files).serving() as repository:
         monkeypatch.setenv("HF_ENDPOINT", repository.url)
