@@ -24,7 +24,7 @@ from agent.llm.architectures import (
     supported,
 )
 from agent.llm.ggml import F32, BlockFormat, Packed, format_of
-from agent.llm.gguf_header import ArrayValue, Header, TensorEntry, Value, decode_array, parse_header
+from agent.llm.gguf_header import Header, TensorEntry, Value, decode_array, parse_header
 from agent.llm.model_config import ModelConfig, read_config
 from agent.llm.rotary import MAX_STRETCH, FloatArray, Rotary
 
@@ -134,12 +134,6 @@ def open_gguf(path: Path) -> GgufModel:
     except ModelError as cause:
         raise type(cause)(f"{path} {cause.message}", advice=cause.advice) from cause
     return GgufModel(path, architecture, config, tensors, header.metadata)
-
-
-def read_metadata_array(model: GgufModel, key: str) -> list[int | float | bool | str]:
-    """Decode an array of the metadata, such as ``tokenizer.ggml.tokens``; empty where there is none."""
-    value = model.metadata.get(key)
-    return decode_array(memoryview(_map(model.path)), value) if isinstance(value, ArrayValue) else []
 
 
 def target_modules(model: GgufModel) -> dict[ModulePath, TargetModule]:

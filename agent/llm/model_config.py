@@ -73,11 +73,6 @@ class ModelConfig:
         """Base of the rotary frequencies, outside of sliding layers."""
         return self.rope.base
 
-    @property
-    def rope_linear_factor(self) -> float:
-        """What positions are divided by under linear scaling; 1 for no scaling."""
-        return self.rope.factor if self.rope.kind == "linear" else 1.0
-
     def width(self, kind: Width) -> int:
         """Give the width that a table row names."""
         attention, key_value = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim

@@ -132,10 +132,6 @@ class Runtime:
         """Give the tokens of a text: no marks are added, control tokens spelt in it stay text."""
         return self.vocabulary.encode(text)
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """Give the text of tokens."""
-        return self.vocabulary.decode(tokens)
-
     def load_adapter(self, path: Path) -> AdapterHandle:
         """Load a GGUF adapter, without using it yet.
 

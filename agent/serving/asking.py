@@ -75,11 +75,6 @@ class Ask:
     stream: bool
     include_usage: bool
 
-    @property
-    def is_chat(self) -> bool:
-        """Whether it is a conversation."""
-        return isinstance(self.prompt, tuple) and bool(self.prompt) and isinstance(self.prompt[0], ChatMessage)
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)

@@ -66,11 +66,6 @@ class Segments:
         """Rows of each."""
         return [last - first for first, last in self.bounds]
 
-    @property
-    def longest(self) -> int:
-        """Rows of the longest one."""
-        return max(self.lengths)
-
     def positions(self) -> Tensor:
         """Give each row's place in its sequence, int64 ``(rows,)``."""
         return torch.cat([torch.arange(last - first) for first, last in self.bounds])

@@ -8,7 +8,7 @@ of all its sequences, one after another, without padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,13 +142,6 @@ class Decoder:
             scratch=self._scratch,
             rows=logit_rows(gguf, compute.itemsize),
         )
-
-    def layers(self) -> Iterator[tuple[Projection, Layer]]:
-        """Give every linear layer and the projection it is part of, in order of the model."""
-        for block in self.blocks:
-            for projection in block.projections:
-                for layer in projection.layers:
-                    yield projection, layer
 
     def hidden(self, given: Pass, *, trunk: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """Give the residual stream after some layers, float32 ``(rows, hidden)``.

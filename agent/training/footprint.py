@@ -37,7 +37,6 @@ class Shape:
         first_layer: lowest block that it changes.
         checkpointing: whether only the input of each block is kept.
         keeps_best: whether a second copy of the adapter is kept.
-        below: whether the blocks below the first changed one are computed, and not read from a trunk cache.
     """
 
     rows: int
@@ -48,7 +47,6 @@ class Shape:
     first_layer: int = 0
     checkpointing: bool = False
     keeps_best: bool = False
-    below: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
     backward = shape.rows * (item * (4 * config.ffn + 2 * config.hidden) + 3 * through)
     logits = logit_rows(gguf, item) * config.vocab * item
     return Footprint(
-        weights=_weights(gguf, shape),
+        weights=_weights(gguf),
         adapter=numbers * 4 * (5 + shape.keeps_best),
         scratch=scratch_elements(gguf) * item + _LIBRARIES,
         kept=kept + (shape.rows * block if shape.checkpointing else 0),
@@ -131,14 +129,9 @@ def scratch_elements(gguf: GgufModel) -> int:
     return max(wanted, *in_order, config.hidden, config.ffn, head if head <= LARGEST_HEAD else 0)
 
 
-def _weights(gguf: GgufModel, shape: Shape) -> int:
-    """Give the bytes of the file that a training touches."""
-    skipped = 0 if shape.below else shape.first_layer
-    total = sum(
-        tensor.packed.size
-        for name, tensor in gguf.tensors.items()
-        if not (name.startswith("blk.") and int(name.split(".")[1]) < skipped)
-    )
+def _weights(gguf: GgufModel) -> int:
+    """Give the bytes of the file that a training touches; of an embedding by itself it touches a few rows."""
+    total = sum(tensor.packed.size for tensor in gguf.tensors.values())
     return total - gguf.tensors[EMBEDDING].packed.size if OUTPUT in gguf.tensors else total
 
 

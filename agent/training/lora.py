@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -96,17 +95,6 @@ class LoraModel:
         return Adapter(
             rank=self._rank, alpha=self._alpha, modules=dict(sorted(modules.items())), base_sha256=self._base_sha256
         )
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Compute as the base alone within a with block."""
-        for projection in self._projections:
-            projection.enabled = False
-        try:
-            yield
-        finally:
-            for projection in self._projections:
-                projection.enabled = True
 
     def _factors(self) -> Iterator[tuple[ModulePath, torch.Tensor, torch.Tensor]]:
         """Give each changed layer's name, and views of its A and B."""

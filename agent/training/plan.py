@@ -164,7 +164,7 @@ class _Planner:
                         micro_batch=micro,
                         checkpointing=checkpointing,
                         trunk_cache=cache,
-                        peak_mb=self._peak_mb(micro, checkpointing=checkpointing, cache=cache),
+                        peak_mb=self._peak_mb(micro, checkpointing=checkpointing),
                         seconds=self._seconds(micro, checkpointing=checkpointing, cache=cache),
                         disk_mb=self._kept_mb() + (self._cache_mb() if cache else 0.0),
                     )
@@ -181,8 +181,8 @@ class _Planner:
             keeps_best=self.heldout is not None,
         )
 
-    def _peak_mb(self, micro: int, *, checkpointing: bool, cache: bool) -> float:
-        del cache  # filling it passes through the layers below, and touches their weights
+    def _peak_mb(self, micro: int, *, checkpointing: bool) -> float:
+        """Predict the memory; a trunk cache changes nothing: filling it touches the weights of the layers below."""
         return (self.process + footprint(self.base, self._shape(micro, checkpointing=checkpointing)).total) / MIB
 
     def _seconds(self, micro: int, *, checkpointing: bool, cache: bool) -> float:

@@ -155,7 +155,6 @@ class Projection:
         a: the adapter's A of every changed layer, one above the other, float32 ``(changed * rank, in_features)``.
         rank: of the adapter.
         scaling: what ``B A`` is multiplied by.
-        enabled: whether the adapter is used.
     """
 
     layers: Sequence[Layer]
@@ -165,7 +164,6 @@ class Projection:
     a: nn.Parameter | None = None
     rank: int = 0
     scaling: float = 1.0
-    enabled: bool = True
 
     @property
     def out_features(self) -> int:
@@ -184,10 +182,9 @@ class Projection:
 
     def __call__(self, *given: Tensor) -> Tensors:
         """Give the outputs side by side, ``(n, out_features)`` in the compute type, as one tensor or as two halves."""
-        adapter = self.a if self.enabled else None
-        bs = [b for _, _, b in self.changed] if adapter is not None else []
+        bs = [b for _, _, b in self.changed]
         keeper = self.scratch.keeper()
-        result: Tensors = _Project.apply(self, keeper, len(given), *given, adapter, *bs)  # type: ignore[no-untyped-call]
+        result: Tensors = _Project.apply(self, keeper, len(given), *given, self.a, *bs)  # type: ignore[no-untyped-call]
         return result
 
     def cuts(self) -> list[tuple[int, int]]:

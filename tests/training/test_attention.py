@@ -165,7 +165,6 @@ def test_far_positions_are_turned_exactly() -> None:
 def test_positions_begin_again_with_every_segment() -> None:
     where = segments((3, 1, 2))
     assert where.positions().tolist() == [0, 1, 2, 0, 0, 1]
-    assert where.longest == 3
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])

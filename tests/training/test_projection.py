@@ -44,7 +44,7 @@ class Case:
         changed = 0
         for layer, weight, bias in zip(projection.layers, self.weights, self.biases, strict=True):
             out = linear(h, weight, bias)
-            if layer.b is not None and projection.enabled:
+            if layer.b is not None:
                 a = self.copies["a"][changed * RANK : (changed + 1) * RANK]
                 b = self.copies[f"b of {layer.path}"] = own(layer.b)
                 out = out + SCALING * (h @ a.T) @ b.T
@@ -165,14 +165,6 @@ def test_rows_stored_in_another_order_come_out_in_that_of_the_layer() -> None:
     first.weight = PackedWeight(packed(case.weights[0]), order)
     case.weights[0] = case.weights[0][order]
     check(case)
-
-
-def test_a_switched_off_adapter_is_neither_computed_nor_trained() -> None:
-    case = make(kind="norm")
-    case.projection.enabled = False
-    check(case)
-    assert case.projection.a is not None
-    assert case.projection.a.grad is None
 
 
 def test_below_an_input_without_gradient_nothing_is_multiplied_backward() -> None:
