@@ -11,20 +11,21 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from agent.llm.rotary import Rotary
 from agent.training.arena import Keeper
-from agent.training.crew import Crew
 from agent.training.footprint import KEPT_SHARES, TILE_ROWS
 from agent.training.packed import ROUND, Scratch, rounded
 
-_UNEVEN = 1.2  # a thread with so much more than its share makes the others wait
+Tensors: TypeAlias = tuple[Tensor, ...]
+
+_GROUP_ROWS = 1024  # rows of segments that are computed together: more would not stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,170 +101,139 @@ def attention(qkv: Tensor, heads: Heads, segments: Segments, turns: Turns, scrat
         heads: how they are divided.
         segments: which rows see one another.
         turns: by how much queries and keys are turned.
-        scratch: gives room for what is kept, and threads.
+        scratch: gives room for what is kept.
     """
-    setting = (heads, segments, turns, scratch.crew)
-    result: Tensor = _Attention.apply(qkv, setting, scratch.keeper())  # type: ignore[no-untyped-call]
+    result: Tensor = _Attention.apply(qkv, (heads, segments, turns), scratch.keeper())  # type: ignore[no-untyped-call]
     return result
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, setting: tuple[Heads, Segments, Turns, Crew], keeper: Keeper) -> Tensor:
-        heads, segments, turns, crew = setting
-        given = qkv.view(-1, heads.all, heads.width).transpose(0, 1)
-        turned = keeper.take((heads.all, sum(map(rounded, segments.lengths)), heads.width), qkv.dtype)
+    def forward(ctx: Any, qkv: Tensor, setting: tuple[Heads, Segments, Turns], keeper: Keeper) -> Tensor:
+        heads, segments, turns = setting
+        given = qkv.view(-1, heads.all, heads.width)
         out = keeper.take((len(qkv), heads.queries, heads.width), qkv.dtype)
-        parts = _divide(crew, heads, segments)
-        sizes = [part.shares for share in parts for part in share]
-        keeps = keeper.arena is not None and sum(sizes) <= KEPT_SHARES * turned.numel()
-        rooms = dict(zip((p for s in parts for p in s), _split(keeper, sizes, qkv.dtype), strict=True)) if keeps else {}
-        _do(crew, parts, lambda p: p.forward(given, turned, out.transpose(0, 1), turns, rooms.get(p)))
+        groups = _groups(heads, segments)
+        sizes = [group.shares for group in groups]
+        keeps = keeper.arena is not None and sum(sizes) <= KEPT_SHARES * qkv.numel()
+        kept = [group.kept(keeper, qkv.dtype) for group in groups]
+        rooms = [keeper.take((size,), qkv.dtype) if keeps else None for size in sizes]
+        for group, turned, room in zip(groups, kept, rooms, strict=True):
+            group.forward(given, turned, out, turns, room)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(turned)
-            ctx.setting, ctx.keeper, ctx.parts, ctx.rooms = setting, keeper, parts, rooms
+            ctx.save_for_backward(*itertools.chain(*kept))
+            ctx.groups, ctx.rooms, ctx.heads, ctx.turns, ctx.keeper = groups, rooms, heads, turns, keeper
         return out.view(len(qkv), -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         ctx.keeper.check()
-        (grad,), (turned,) = grads, ctx.saved_tensors
-        heads, _, turns, crew = ctx.setting
-        by_head = grad.view(-1, heads.queries, heads.width).transpose(0, 1)
+        heads, (grad,), saved = ctx.heads, grads, ctx.saved_tensors
+        by_head = grad.view(-1, heads.queries, heads.width)
         out = torch.empty(len(grad), heads.all, heads.width, dtype=grad.dtype)
-        back = Turns(turns.cos, -turns.sin)
-        _do(crew, ctx.parts, lambda p: p.backward(by_head, turned, out.transpose(0, 1), back, ctx.rooms.get(p)))
+        back = Turns(ctx.turns.cos, -ctx.turns.sin)
+        for place, (group, room) in enumerate(zip(ctx.groups, ctx.rooms, strict=True)):
+            group.backward(by_head, saved[3 * place : 3 * place + 3], out, back, room)
         return out.view(len(grad), -1), None, None
 
 
-def _divide(crew: Crew, heads: Heads, segments: Segments) -> list[list[_Part]]:
-    """Give what each of a crew does: some whole segments, or, where those are few, some heads of every one."""
-    places = itertools.accumulate(map(rounded, segments.lengths), initial=0)
-    parts = [
-        _Part(begin, end, at, 0, heads.keys, heads) for (begin, end), at in zip(segments.bounds, places, strict=False)
-    ]
-    shares = crew.divided([part.cost for part in parts])
-    loads = [sum(parts[index].cost for index in share) for share in shares]
-    if crew.threads > 1 and max(loads) * crew.threads > _UNEVEN * sum(loads):
-        cuts = [heads.keys * thread // crew.threads for thread in range(crew.threads + 1)]
-        parts = [
-            replace(part, low=low, high=high) for part in parts for low, high in itertools.pairwise(cuts) if low < high
-        ]
-        shares = crew.divided([part.cost for part in parts])
-    return [[parts[index] for index in share] for share in shares]
-
-
-def _do(crew: Crew, parts: Sequence[Sequence[_Part]], work: Callable[[_Part], None]) -> None:
-    """Let each of a crew do its parts."""
-
-    def do(share: Sequence[_Part]) -> None:
-        for part in share:
-            work(part)
-
-    crew.do([functools.partial(do, share) for share in parts])
-
-
-def _split(keeper: Keeper, sizes: Sequence[int], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Take room for flat tensors of so many numbers."""
-    whole = keeper.take((sum(sizes),), dtype)
-    return [whole[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+def _groups(heads: Heads, segments: Segments) -> list[_Group]:
+    """Put neighbours of equal length together, so that each operation has enough work for all threads."""
+    groups: list[_Group] = []
+    for begin, end in segments.bounds:
+        last = groups[-1] if groups else None
+        if last is not None and last.rows == end - begin and last.rows * (last.count + 1) <= _GROUP_ROWS:
+            groups[-1] = replace(last, count=last.count + 1)
+        else:
+            groups.append(_Group(begin, 1, end - begin, heads))
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """One segment for key heads ``[low, high)`` and the query heads that go with them.
+class _Group:
+    """Some segments of equal length, one after the other from row ``begin`` of a pass.
 
-    The segment is rows ``[begin, end)`` of a pass. Among what is kept it begins at ``at`` and is padded with zeros to a
-    round length: kernels are made, and kept by the library, for every shape that occurs.
+    What is kept of each is padded with zeros to a round length: kernels are made, and kept by the library, for every
+    shape that occurs.
     """
 
     begin: int
-    end: int
-    at: int
-    low: int
-    high: int
+    count: int
+    rows: int
     heads: Heads
-
-    @property
-    def cost(self) -> float:
-        """How much work it is, beside others of the same pass."""
-        rows = self.rows
-        seen = rows if self.heads.window is None else min(rows, self.heads.window)
-        return rows * (seen + 4.0 * self.heads.width) * (self.high - self.low)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the segment."""
-        return self.end - self.begin
 
     @property
     def shares(self) -> int:
         """Numbers in the softmax of all its scores."""
         return sum(tile.size for tile in self._tiles())
 
-    def of(self, by_head: Tensor, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """View this part's queries, keys and values among all heads, each ``(heads, rows, width)``."""
-        queries, keys = self.heads.queries, self.heads.keys
-        return (
-            self.queries_of(by_head, first, end),
-            by_head[queries + self.low : queries + self.high, first:end],
-            by_head[queries + keys + self.low : queries + keys + self.high, first:end],
+    def kept(self, keeper: Keeper, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Take room for queries, keys and values, each ``(count * heads, rounded rows, width)``."""
+        heads = self.heads
+        query, key, value = (
+            keeper.take((self.count * each, rounded(self.rows), heads.width), dtype)
+            for each in (heads.queries, heads.keys, heads.keys)
         )
-
-    def queries_of(self, by_head: Tensor, first: int, end: int) -> Tensor:
-        """View some rows of this part's query heads among all."""
-        group = self.heads.queries // self.heads.keys
-        return by_head[self.low * group : self.high * group, first:end]
-
-    def kept(self, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """View this part's queries, keys and values among what is kept, padding included."""
-        return self.of(turned, self.at, self.at + rounded(self.rows))
-
-    def forward(self, given: Tensor, turned: Tensor, out: Tensor, turns: Turns, room: Tensor | None) -> None:
-        """Turn queries and keys, keep them in ``turned``, and write what attention finds; keep shares in ``room``."""
-        turns, rows = turns.at(self.begin, self.end), self.rows
-        query, key, value = self.kept(turned)
-        given_query, given_key, given_value = self.of(given, self.begin, self.end)
-        _turn(given_query, query[:, :rows], turns, self.heads.scale)
-        _turn(given_key, key[:, :rows], turns, 1.0)
-        value[:, :rows] = given_value
         for tensor in (query, key, value):
-            tensor[:, rows:] = 0
-        found = self.queries_of(out, self.begin, self.end)
-        for tile, kept in self._with_room(room):
-            shares = tile.shares(tile.mine(query), tile.theirs(key), kept)
+            tensor[:, self.rows :] = 0
+        return query, key, value
+
+    def forward(self, given: Tensor, kept: Tensors, out: Tensor, turns: Turns, room: Tensor | None) -> None:
+        """Turn queries and keys into what is kept, and write what attention finds; keep shares in ``room``."""
+        turns = turns.at(self.begin, self.begin + self.rows)
+        query, key, value = kept
+        given_query, given_key, given_value = self._by_kind(self._by_segment(given))
+        _turn(given_query, self._unpadded(query), turns, self.heads.scale)
+        _turn(given_key, self._unpadded(key), turns, 1.0)
+        self._unpadded(value).copy_(given_value)
+        found = self._by_segment(out)
+        for tile, kept_here in self._with_room(room):
+            shares = tile.shares(tile.mine(query), tile.theirs(key), kept_here)
             tile.put(found, torch.bmm(shares, tile.theirs(value)))
 
-    def backward(self, grad: Tensor, turned: Tensor, out: Tensor, back: Turns, room: Tensor | None) -> None:
+    def backward(self, grad: Tensor, kept: Sequence[Tensor], out: Tensor, back: Turns, room: Tensor | None) -> None:
         """Write the gradients of queries, keys and values, turned back."""
-        back, rows = back.at(self.begin, self.end), self.rows
-        query, key, value = self.kept(turned)
+        back = back.at(self.begin, self.begin + self.rows)
+        query, key, value = kept
         outer_rows = torch.zeros(query.shape, dtype=query.dtype)
-        outer_rows[:, :rows] = self.queries_of(grad, self.begin, self.end)
+        self._unpadded(outer_rows).copy_(self._by_segment(grad))
         to_query = torch.empty(query.shape, dtype=query.dtype)
         to_key, to_value = torch.zeros(2, *key.shape)
-        for tile, kept in self._with_room(room):
+        for tile, kept_here in self._with_room(room):
             mine, keys = tile.mine(query), tile.theirs(key)
-            shares = tile.shares(mine, keys) if kept is None else kept
+            shares = tile.shares(mine, keys) if kept_here is None else kept_here
             outer = tile.mine(outer_rows)
             tile.theirs(to_value).add_(torch.bmm(shares.transpose(1, 2), outer))
             inner = torch._softmax_backward_data(  # noqa: SLF001 - torch has no public name for it
                 torch.bmm(outer, tile.theirs(value).transpose(1, 2)), shares, -1, shares.dtype
             )
-            tile.put(to_query, torch.bmm(inner, keys))
+            tile.put(to_query.view(self.count, -1, *to_query.shape[1:]), torch.bmm(inner, keys))
             tile.theirs(to_key).add_(torch.bmm(inner.transpose(1, 2), mine))
-        out_query, out_key, out_value = self.of(out, self.begin, self.end)
-        _turn(to_query[:, :rows], out_query, back, self.heads.scale)
-        _turn(to_key[:, :rows], out_key, back, 1.0)
-        out_value.copy_(to_value[:, :rows])
+        out_query, out_key, out_value = self._by_kind(self._by_segment(out))
+        _turn(self._unpadded(to_query), out_query, back, self.heads.scale)
+        _turn(self._unpadded(to_key), out_key, back, 1.0)
+        out_value.copy_(self._unpadded(to_value))
+
+    def _by_segment(self, by_row: Tensor) -> Tensor:
+        """View this group's rows of ``(rows of the pass, heads, width)`` as ``(count, heads, rows, width)``."""
+        mine = by_row[self.begin : self.begin + self.count * self.rows]
+        return mine.view(self.count, self.rows, *by_row.shape[1:]).transpose(1, 2)
+
+    def _by_kind(self, by_segment: Tensor) -> Sequence[Tensor]:
+        """View queries, keys and values among all heads."""
+        return torch.split(by_segment, [self.heads.queries, self.heads.keys, self.heads.keys], dim=1)
+
+    def _unpadded(self, kept: Tensor) -> Tensor:
+        """View what is kept of one kind as ``(count, heads, rows, width)``."""
+        return kept.view(self.count, -1, *kept.shape[1:])[:, :, : self.rows]
 
     def _tiles(self) -> Iterator[_Tile]:
-        """Cut the segment's rows and its padding, counted from its first."""
+        """Cut the segments' rows and their padding, counted from the first of each."""
         rows, window = rounded(self.rows), self.heads.window
         for first in range(0, rows, TILE_ROWS):
             seen = 0 if window is None else max(0, first - window + 1) // ROUND * ROUND
             group = self.heads.queries // self.heads.keys
-            yield _Tile(first, min(first + TILE_ROWS, rows), seen, self.high - self.low, group, window)
+            yield _Tile(first, min(first + TILE_ROWS, rows), seen, self.count * self.heads.keys, group, window)
 
     def _with_room(self, room: Tensor | None) -> Iterator[tuple[_Tile, Tensor | None]]:
         """Give each tile with the room for its shares, ``(keys, group * rows, seen rows)``."""
@@ -309,9 +279,9 @@ class _Tile:
         return by_head[:, self.seen : self.end]
 
     def put(self, queries: Tensor, found: Tensor) -> None:
-        """Put what was found for the tile's rows in its place, as far as there is one."""
-        rows = min(self.end, queries.shape[1]) - self.first
-        queries[:, self.first : self.first + rows] = found.view(len(queries), -1, found.shape[-1])[:, :rows]
+        """Put what was found for the tile's rows in its place in ``(count, query heads, rows, width)``."""
+        rows = min(self.end, queries.shape[2]) - self.first
+        queries[:, :, self.first : self.first + rows] = found.view(*queries.shape[:2], -1, found.shape[-1])[:, :, :rows]
 
     def shares(self, mine: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
         """Give the softmax of the scores, ``(keys, group * rows, seen rows)``, in ``out`` where there is one."""

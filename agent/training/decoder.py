@@ -74,13 +74,20 @@ class Block:
         """All that adapters can change, in order."""
         return (self.qkv, self.out, self.gate_up, self.down)
 
-    def __call__(self, x: Tensor, segments: Segments, turns: Turns) -> Tensor:
-        """Give the residual stream after this layer, float32 ``(rows, hidden)``."""
+    def __call__(self, x: Tensor, segments: Segments, turns: Turns, *, product: bool = True) -> Tensor:
+        """Give the residual stream after this layer, float32 ``(rows, hidden)``.
+
+        Args:
+            x: the residual stream before it.
+            segments: which rows see one another.
+            turns: by how much queries and keys are turned.
+            product: False where only the gradients are wanted, for which the last product is not needed.
+        """
         (qkv,) = self.qkv(x)
         keeper = self.qkv.scratch.keeper()
         (found,) = self.out(attention(self._normed_heads(qkv, keeper), self.heads, segments, turns, self.qkv.scratch))
         x = x + _normed(found, self.after_attention, keeper)
-        (found,) = self.down(*self.gate_up(x))
+        (found,) = self.down(*self.gate_up(x), product=product or self.after_ffn is not None)
         return x + _normed(found, self.after_ffn, keeper)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -209,10 +216,10 @@ class Decoder:
     def _layer(self, path: ModulePath, target: TargetModule) -> Layer:
         order = None
         if target.rotary_heads:
-            order = torch.from_numpy(model_order(target.out_features, target.rotary_heads))
+            order = model_order(target.out_features, target.rotary_heads)
         bias = None if target.bias is None else unpack_vector(self.gguf.tensors[target.bias])
         if bias is not None and order is not None:
-            bias = bias[order]
+            bias = bias[torch.from_numpy(order)]
         return Layer(path, PackedWeight(self.gguf.tensors[target.tensor], order), bias)
 
     def _norm_of(self, layer: int, name: str) -> RmsNorm | None:
@@ -264,7 +271,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.keeper.check()
-        (to_input,) = ctx.weights.backward(ctx.saved_tensors, grads[0])
+        _, (to_input,) = ctx.weights.backward(ctx.saved_tensors, grads[0])
         return to_input.to(ctx.wide), None, None, None
 
 
@@ -294,9 +301,8 @@ class _Led(torch.autograd.Function):
 def _checkpointed(block: Block, x: Tensor, segments: Segments, turns: Turns) -> Tensor:
     """Do a block and keep only its input; the rest is computed again (Chen et al. 2016, *Sublinear Memory Cost*)."""
     work = functools.partial(block, segments=segments, turns=turns)
-    result: Tensor = _Checkpoint.apply(  # type: ignore[no-untyped-call]
-        x, work, block.qkv.scratch.keeper(), *block.parameters()
-    )
+    keeper = block.qkv.scratch.keeper()
+    result: Tensor = _Checkpoint.apply(x, work, keeper, *block.parameters())  # type: ignore[no-untyped-call]
     return result
 
 
@@ -304,9 +310,7 @@ class _Checkpoint(torch.autograd.Function):
     """A block whose inside is not kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, work: Callable[[Tensor], Tensor], keeper: Keeper, *parameters: nn.Parameter
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, work: Callable[..., Tensor], keeper: Keeper, *parameters: nn.Parameter) -> Tensor:
         ctx.save_for_backward(keeper.take(x.shape, x.dtype).copy_(x))
         ctx.work, ctx.keeper, ctx.parameters = work, keeper, parameters
         return work(x)
@@ -320,7 +324,7 @@ class _Checkpoint(torch.autograd.Function):
         with torch.enable_grad():
             x = ctx.saved_tensors[0].detach().requires_grad_(wants_x)
             wanted = [*([x] if wants_x else []), *ctx.parameters]
-            found = gradients_by(ctx.work(x), wanted, grads[0])
+            found = gradients_by(ctx.work(x, product=False), wanted, grads[0])
         arena.back_to(mark)
         to_x, to_parameters = (found[0], found[1:]) if wants_x else (None, found)
         return (to_x, None, None, *to_parameters)

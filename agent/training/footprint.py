@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.llm.gguf_file import EMBEDDING, OUTPUT, GgufModel, target_modules
+from agent.llm.gguf_file import EMBEDDING, OUTPUT, GgufModel, TargetModule, target_modules
 
 MIB = 1024 * 1024
-LOGIT_BYTES = 26 * MIB
+LOGIT_BYTES = 48 * MIB
 """What the logits held at a time may take; their softmax and its gradient lie in the same place."""
-TILE_ROWS = 64
+TILE_ROWS = 128
 """Query rows of a tile of attention."""
 KEPT_SHARES = 4
 """Shares are kept for the backward pass while they take at most so many times what queries, keys and values take."""
+_QKV = frozenset({"q", "k", "v", "qkv"})
 LARGEST_LAYER_PIECE = 16 << 20
 LARGEST_HEAD = 32 << 20
 _LIBRARIES = 100 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
@@ -95,16 +96,25 @@ def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
         item * (2 * config.hidden + 2 * query + 2 * key + 2 * config.ffn + lows + shares) + head_norms + after_norms + 8
     )
     through = config.hidden * 4
-    kept = blocks * shape.rows * (through if shape.checkpointing else block)
+    spread = item * _spread_numbers([target for target in adapted if target.layer == shape.first_layer], shape.rank)
+    kept = blocks * (shape.rows * through if shape.checkpointing else shape.rows * block + spread)
     backward = shape.rows * (item * (4 * config.ffn + 2 * config.hidden) + 3 * through)
-    logits = logit_rows(gguf, item) * config.vocab * item
+    logits = min(shape.rows, logit_rows(gguf, item)) * config.vocab * item
     return Footprint(
         weights=_weights(gguf),
         adapter=numbers * 4 * (5 + shape.keeps_best),
         scratch=scratch_elements(gguf) * item + _LIBRARIES,
-        kept=kept + (shape.rows * block if shape.checkpointing else 0),
-        moment=max(_HOLES * backward, logits),
+        kept=kept + (shape.rows * block + spread if shape.checkpointing else 0),
+        moment=_HOLES * backward + logits,
     )
+
+
+def _spread_numbers(targets: Sequence[TargetModule], rank: int) -> int:
+    """Count the numbers of every B of a block, each beside zeros for those that share its layer's input."""
+    inputs: dict[tuple[int, bool], list[int]] = {}
+    for target in targets:
+        inputs.setdefault((target.in_features, target.role in _QKV), []).append(target.out_features)
+    return sum(rank * len(outs) * sum(outs) for outs in inputs.values())
 
 
 def logit_rows(gguf: GgufModel, itemsize: int) -> int:
@@ -112,21 +122,20 @@ def logit_rows(gguf: GgufModel, itemsize: int) -> int:
     config = gguf.config
     rows = max(16, LOGIT_BYTES // (itemsize * config.vocab))
     unpacked_again = config.vocab * config.hidden > scratch_elements(gguf)  # for every piece of positions, twice
-    return rows * 4 if unpacked_again else rows
+    return rows * 2 if unpacked_again else rows
 
 
 def scratch_elements(gguf: GgufModel) -> int:
     """Say how many weights are unpacked at a time: a layer's group where it is not too large, else its pieces."""
     config = gguf.config
     targets = list(target_modules(gguf).values())
-    in_order = [target.out_features * target.in_features for target in targets if target.rotary_heads]
     groups: dict[tuple[int, int, bool], int] = {}
     for target in targets:
-        key = (target.layer, target.in_features, target.role in {"q", "k", "v", "qkv"})
+        key = (target.layer, target.in_features, target.role in _QKV)
         groups[key] = groups.get(key, 0) + target.out_features * target.in_features
     head = config.vocab * config.hidden
     wanted = min(max(groups.values()), LARGEST_LAYER_PIECE)
-    return max(wanted, *in_order, config.hidden, config.ffn, head if head <= LARGEST_HEAD else 0)
+    return max(wanted, config.hidden, config.ffn, head if head <= LARGEST_HEAD else 0)
 
 
 def _weights(gguf: GgufModel) -> int:

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from agent.llm.ggml import FloatArray, dequantize, narrow_to_bfloat16
+from agent.llm.ggml import FloatArray, Packed, dequantize, narrow_to_bfloat16
 from agent.llm.gguf_file import GgufTensor
 from agent.training.arena import Arena, Keeper
 from agent.training.crew import Crew
 
 ROUND = 16
 _TILE_ELEMENTS = 1 << 18  # unpacked at a time on the way to bfloat16: few calls, and still in a core's cache
-_PARALLEL_ELEMENTS = 1 << 21  # below this, handing rows to threads costs more than it saves
+_PARALLEL_ELEMENTS = 1 << 21  # below this, handing rows to other threads costs more than it saves
+_PART_ELEMENTS = 1 << 20  # that a thread takes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,19 @@ class PackedWeight:
     """
 
     tensor: GgufTensor
-    order: Tensor | None = None
+    order: NDArray[np.int64] | None = None
 
     @property
     def rows(self) -> int:
         """Outputs of the layer."""
         return self.tensor.shape[0]
+
+    def packed(self, first: int, last: int) -> Packed:
+        """Give the blocks of rows ``[first, last)`` of the layer, one row after another."""
+        row_bytes = self.tensor.format.bytes_for(self.tensor.shape[1])
+        if self.order is None:
+            return self.tensor.packed[first * row_bytes : last * row_bytes]
+        return self.tensor.packed.reshape(-1, row_bytes)[self.order[first:last]].reshape(-1)
 
 
 class Scratch:
@@ -97,7 +106,7 @@ class Scratch:
             return
         done = 0
         for weight in weights:
-            step = weight.rows if weight.order is not None else min(weight.rows, room)
+            step = min(weight.rows, room)
             for first in range(0, weight.rows, step):
                 last = min(first + step, weight.rows)
                 yield done + first, done + last, self._rows(weight, first, last, at=0).view(last - first, columns)
@@ -115,35 +124,29 @@ class Scratch:
         self.about_to_use()
         columns = weight.tensor.shape[1]
         count = (last - first) * columns
-        share = last - first if count < _PARALLEL_ELEMENTS else -(-(last - first) // self.crew.threads)
+        share = last - first if count < _PARALLEL_ELEMENTS else max(1, _PART_ELEMENTS // columns)
 
         def unpack(start: int) -> None:
-            self._dequantize(weight.tensor, start, min(start + share, last), at + (start - first) * columns)
+            self._dequantize(weight, start, min(start + share, last), at + (start - first) * columns)
 
         self.crew.do([functools.partial(unpack, start) for start in range(first, last, share)])
-        room = self._room[at : at + count]
-        if weight.order is not None:
-            rows = room.view(-1, columns)
-            rows.copy_(rows[weight.order])
-        return room
+        return self._room[at : at + count]
 
-    def _dequantize(self, tensor: GgufTensor, first: int, last: int, at: int) -> None:
+    def _dequantize(self, weight: PackedWeight, first: int, last: int, at: int) -> None:
         """Unpack rows in this thread; ggml's code runs without Python's lock."""
+        tensor, item = weight.tensor, self._item
         columns = tensor.shape[1]
-        row_bytes = tensor.format.bytes_for(columns)
-        item = self._item
-        if self.compute == torch.float32:
-            out: FloatArray = self._bytes[at * item : (at + (last - first) * columns) * item].view(np.float32)
-            dequantize(tensor.format, tensor.packed[first * row_bytes : last * row_bytes], out)
-            return
         step = max(1, _TILE_ELEMENTS // columns)
-        tile = self._tile(step * columns)
         for start in range(first, last, step):
             end = min(start + step, last)
-            wide = tile[: (end - start) * columns]
-            dequantize(tensor.format, tensor.packed[start * row_bytes : end * row_bytes], wide)
             place = at + (start - first) * columns
-            narrow_to_bfloat16(wide, self._bytes[place * item : (place + wide.size) * item])
+            out = self._bytes[place * item : (place + (end - start) * columns) * item]
+            if self.compute == torch.float32:
+                dequantize(tensor.format, weight.packed(start, end), out.view(np.float32))
+            else:
+                wide = self._tile(step * columns)[: (end - start) * columns]
+                dequantize(tensor.format, weight.packed(start, end), wide)
+                narrow_to_bfloat16(wide, out)
 
     def _tile(self, elements: int) -> FloatArray:
         """Give this thread's own room for float32 on the way to bfloat16."""

@@ -22,6 +22,8 @@ from agent.training.packed import PackedWeight, Scratch
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
+Gradients: TypeAlias = tuple[Tensor | None, ...]
+
 Activation: TypeAlias = Literal["silu", "gelu"]
 """SiLU, or the tanh form of GELU."""
 
@@ -37,8 +39,13 @@ class Prologue(Protocol):
         """Give the layer's input once more."""
         ...
 
-    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
-        """Turn the gradient of the layer's input, which may be overwritten, into those of what flowed in."""
+    def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
+        """Give the layer's input once more, and the gradients of what flowed in.
+
+        Args:
+            kept: what :meth:`forward` kept.
+            grad: the gradient of the layer's input; it may be overwritten.
+        """
         ...
 
 
@@ -55,10 +62,9 @@ class Plain:
         """Give what was kept."""
         return kept[0]
 
-    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
+    def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
         """Pass the gradient on."""
-        del kept
-        return (grad,)
+        return kept[0], (grad,)
 
 
 class RmsNorm:
@@ -88,12 +94,12 @@ class RmsNorm:
         unit = kept[0]
         return unit * (self.weight if unit.dtype == torch.float32 else self._narrow)
 
-    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
-        """Give the float32 gradient of the input."""
+    def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
+        """Give the output once more, and the float32 gradient of the input."""
         unit, scale = kept[0].float(), kept[1]
         wide = grad.float() * self.weight
-        along = torch.linalg.vecdot(wide, unit).div_(unit.shape[-1]).unsqueeze(-1)
-        return (wide.addcmul_(unit, along, value=-1.0).mul_(scale),)
+        along = (wide * unit).mean(dim=-1, keepdim=True)
+        return self.again(kept), (wide.addcmul_(unit, along, value=-1.0).mul_(scale),)
 
 
 class Gate:
@@ -113,14 +119,17 @@ class Gate:
         gate, up = kept
         return self._act(gate).mul_(up)
 
-    def backward(self, kept: Tensors, grad: Tensor) -> Tensors:
-        """Give the gradients of gate and up."""
+    def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
+        """Give the output once more, and the gradients of gate and up."""
         gate, up = kept
-        to_up = self._act(gate).mul_(grad)
+        act = self._act(gate)
+        to_up = act * grad
         grad.mul_(up)
         if self.activation == "silu":
-            return torch.ops.aten.silu_backward(grad, gate), to_up
-        return torch.ops.aten.gelu_backward(grad, gate, approximate="tanh"), to_up
+            to_gate = torch.ops.aten.silu_backward(grad, gate)
+        else:
+            to_gate = torch.ops.aten.gelu_backward(grad, gate, approximate="tanh")
+        return act.mul_(up), (to_gate, to_up)
 
     def _act(self, gate: Tensor) -> Tensor:
         return functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
@@ -180,11 +189,16 @@ class Projection:
             at += layer.weight.rows
         return found
 
-    def __call__(self, *given: Tensor) -> Tensors:
-        """Give the outputs side by side, ``(n, out_features)`` in the compute type, as one tensor or as two halves."""
+    def __call__(self, *given: Tensor, product: bool = True) -> Tensors:
+        """Give the outputs side by side, ``(n, out_features)`` in the compute type, as one tensor or as two halves.
+
+        Args:
+            given: what the prologue makes the layers' input from.
+            product: False where only the gradients are wanted: zeros come out, and the weights are not multiplied.
+        """
         bs = [b for _, _, b in self.changed]
-        keeper = self.scratch.keeper()
-        result: Tensors = _Project.apply(self, keeper, len(given), *given, self.a, *bs)  # type: ignore[no-untyped-call]
+        setting = (self, self.scratch.keeper(), len(given), product)
+        result: Tensors = _Project.apply(setting, *given, self.a, *bs)  # type: ignore[no-untyped-call]
         return result
 
     def cuts(self) -> list[tuple[int, int]]:
@@ -192,12 +206,12 @@ class Projection:
         whole = self.out_features
         return [(0, whole // 2), (whole // 2, whole)] if self.halves else [(0, whole)]
 
-    def spread_b(self) -> Tensor:
+    def spread_b(self, keeper: Keeper) -> Tensor:
         """Give every B times the scaling on a block diagonal, compute type ``(out_features, changed * rank)``."""
         changed = self.changed
-        spread = torch.zeros(self.out_features, len(changed) * self.rank, dtype=self.scratch.compute)
+        spread = keeper.take((self.out_features, len(changed) * self.rank), self.scratch.compute).zero_()
         for place, (first, last, b) in enumerate(changed):
-            spread[first:last, place * self.rank : (place + 1) * self.rank] = b.detach() * self.scaling
+            torch.mul(b.detach(), self.scaling, out=spread[first:last, place * self.rank : (place + 1) * self.rank])
         return spread
 
     def bias(self) -> Tensor | None:
@@ -207,6 +221,22 @@ class Projection:
         return torch.cat(
             [torch.zeros(layer.weight.rows) if layer.bias is None else layer.bias for layer in self.layers]
         )
+
+    def outputs(self, h: Tensor, adapted: Tensors, keeper: Keeper) -> Tensors:
+        """Give what comes out for an input ``h``; ``adapted`` is ``h A'`` and the spread B, or nothing."""
+        outs = self.times_frozen(h, keeper)
+        bias = self.bias()
+        for out, (begin, end) in zip(outs, self.cuts(), strict=True):
+            if bias is not None:
+                out.add_(bias[begin:end])
+            if adapted:
+                low, spread = adapted
+                out.addmm_(low, spread[begin:end].T)
+        return outs
+
+    def no_outputs(self, h: Tensor) -> Tensors:
+        """Give zeros in the shapes of :meth:`outputs`, which take no memory."""
+        return tuple(torch.zeros((), dtype=h.dtype).expand(len(h), end - begin) for begin, end in self.cuts())
 
     def times_frozen(self, h: Tensor, keeper: Keeper) -> Tensors:
         """Give ``h W'`` for the weights of all layers; halves are kept by the gate that they flow into."""
@@ -237,26 +267,21 @@ class _Project(torch.autograd.Function):
     """The step of a :class:`Projection`."""
 
     @staticmethod
-    def forward(ctx: Any, projection: Projection, keeper: Keeper, inputs: int, *tensors: Tensor | None) -> Tensors:
+    def forward(ctx: Any, setting: tuple[Projection, Keeper, int, bool], *tensors: Tensor | None) -> Tensors:
+        projection, keeper, inputs, product = setting
         given, a = cast("Tensors", tensors[:inputs]), tensors[inputs]
         compute = projection.scratch.compute
         h, kept = projection.prologue.forward(given, compute, keeper)
-        outs = projection.times_frozen(h, keeper)
-        bias = projection.bias()
-        low = None
+        adapted: Tensors = ()
         if a is not None:
             low = torch.mm(h, a.detach().to(compute).T, out=keeper.take((len(h), len(a)), compute))
-        spread = None if a is None else projection.spread_b()
-        for out, (begin, end) in zip(outs, projection.cuts(), strict=True):
-            if bias is not None:
-                out.add_(bias[begin:end])
-            if low is not None and spread is not None:
-                out.addmm_(low, spread[begin:end].T)
+            adapted = low, projection.spread_b(keeper)
+        outs = projection.outputs(h, adapted, keeper) if product else projection.no_outputs(h)
         if any(ctx.needs_input_grad):
             ctx.keeper = keeper
             ctx.projection, ctx.inputs, ctx.types = projection, inputs, [tensor.dtype for tensor in given]
-            ctx.adapters = len(tensors) - inputs - 1
-            ctx.save_for_backward(*kept, *([] if low is None else [low]))
+            ctx.kept = len(kept)
+            ctx.save_for_backward(*kept, *adapted)
         return outs
 
     @staticmethod
@@ -266,32 +291,37 @@ class _Project(torch.autograd.Function):
         compute = projection.scratch.compute
         given = tuple(grad.to(compute) for grad in grads)
         saved = ctx.saved_tensors  # read once: a checkpointed layer gives them only once
-        kept, low = (saved[:-1], saved[-1]) if ctx.adapters else (saved, None)
-        to_low, to_adapter = (None, []) if low is None else _adapter_backward(projection, given, kept, low)
-        if not any(ctx.needs_input_grad[3 : 3 + ctx.inputs]):
-            to_inputs: tuple[Tensor | None, ...] = (None,) * ctx.inputs
-        else:
+        kept, adapted = saved[: ctx.kept], saved[ctx.kept :]
+        to_low = _to_low(projection, given, adapted[1]) if adapted else None
+        to_inputs: Gradients
+        if any(ctx.needs_input_grad[1 : 1 + ctx.inputs]):
             to_h = projection.frozen_backward(given)
             if to_low is not None and projection.a is not None:
                 to_h.addmm_(to_low, projection.a.detach().to(compute))
-            back = projection.prologue.backward(kept, to_h)
+            h, back = projection.prologue.backward(kept, to_h)
             to_inputs = tuple(grad.to(dtype) for grad, dtype in zip(back, ctx.types, strict=True))
-        return (None, None, None, *to_inputs, *(to_adapter or [None]))
+        else:
+            h, to_inputs = projection.prologue.again(kept), (None,) * ctx.inputs
+        to_adapter: Gradients = (None,)
+        if to_low is not None:
+            to_adapter = ((to_low.T @ h).float(), *_to_bs(projection, given, adapted[0]))
+        return (None, *to_inputs, *to_adapter)
 
 
-def _adapter_backward(
-    projection: Projection, grads: Tensors, kept: Tensors, low: Tensor
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Give the gradient of ``h A'``, ``(n, changed * rank)``, and those of A and of each B, float32."""
-    spread, rank = projection.spread_b(), projection.rank
+def _to_low(projection: Projection, grads: Tensors, spread: Tensor) -> Tensor:
+    """Give the gradient of ``h A'``, ``(n, changed * rank)``."""
     cuts = projection.cuts()
     to_low = grads[0] @ spread[slice(*cuts[0])]
     for grad, cut in zip(grads[1:], cuts[1:], strict=True):
         to_low.addmm_(grad, spread[slice(*cut)])
+    return to_low
+
+
+def _to_bs(projection: Projection, grads: Tensors, low: Tensor) -> Tensors:
+    """Give the gradient of each B, float32."""
+    rank = projection.rank
     all_bs = torch.cat([low.T @ grad for grad in grads], dim=1)
-    to_bs: list[Tensor | None] = [
+    return tuple(
         all_bs[place * rank : (place + 1) * rank, first:last].T.float() * projection.scaling
         for place, (first, last, _) in enumerate(projection.changed)
-    ]
-    to_a = (to_low.T @ projection.prologue.again(kept)).float()
-    return to_low, [to_a, *to_bs]
+    )

@@ -12,7 +12,6 @@ from torch import Tensor
 from agent.llm.rotary import Rotary
 from agent.training import attention as attention_module
 from agent.training.attention import Heads, Segments, Turns, attention
-from agent.training.crew import Crew
 from agent.training.packed import Scratch
 from tests.training.gradients import backward, own
 
@@ -58,18 +57,16 @@ def plain(qkv: Tensor, heads: Heads, where: Segments, how: Rotary) -> Tensor:
     return torch.einsum("hij,jhw->ihw", shares, value).reshape(rows, -1)
 
 
-def room(threads: int = 1) -> Scratch:
-    return Scratch(elements=16, compute=torch.float32, threads=threads)
+def room() -> Scratch:
+    return Scratch(elements=16, compute=torch.float32)
 
 
-def check(
-    heads: Heads, lengths: tuple[int, ...], how: Rotary, *, dtype: torch.dtype = torch.float32, threads: int = 1
-) -> None:
+def check(heads: Heads, lengths: tuple[int, ...], how: Rotary, *, dtype: torch.dtype = torch.float32) -> None:
     torch.manual_seed(2)
     where = segments(lengths)
     qkv = (2 * torch.randn(sum(lengths), heads.all * heads.width)).to(dtype).requires_grad_()
     copy = own(qkv.float())
-    found = attention(qkv, heads, where, Turns.of(how, where.positions()), room(threads))
+    found = attention(qkv, heads, where, Turns.of(how, where.positions()), room())
     assert found.dtype == dtype
     expected = plain(copy, heads, where, how)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
@@ -142,7 +139,7 @@ def test_nothing_is_multiplied_that_is_not_seen(window: int | None, monkeypatch:
     bmm = torch.bmm
 
     def counting(one: Tensor, two: Tensor) -> Tensor:
-        seen.append(one.shape[1] * two.shape[2])
+        seen.append(one.shape[0] * one.shape[1] * two.shape[2])
         return bmm(one, two)
 
     monkeypatch.setattr(attention_module.torch, "bmm", counting)
@@ -167,36 +164,23 @@ def test_positions_begin_again_with_every_segment() -> None:
     assert where.positions().tolist() == [0, 1, 2, 0, 0, 1]
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])
-@pytest.mark.parametrize("lengths", [(97,), (40, 200, 3), (64, 64, 64, 64)])
-def test_several_threads_compute_the_same_bits(lengths: tuple[int, ...], threads: int) -> None:
-    heads, where = Heads(6, 3, WIDTH, 0.4), segments(lengths)
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("lengths", [(64, 64, 64, 64), (30, 30, 7, 7, 7, 200, 30), (150, 150)])
+def test_neighbours_of_equal_length_are_computed_together(
+    lengths: tuple[int, ...], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, where = Heads(6, 3, WIDTH, 0.4, window), segments(lengths)
     turns = Turns.of(rotary(), where.positions())
     qkv = torch.randn(sum(lengths), heads.all * WIDTH)
     outer = torch.randn(sum(lengths), heads.queries * WIDTH)
     found = []
-    for count in (1, threads):
+    for rows in (0, 1024):
+        monkeypatch.setattr(attention_module, "_GROUP_ROWS", rows)
         given = own(qkv)
-        out = attention(given, heads, where, turns, room(count))
-        (gradient,) = torch.autograd.grad(out, given, outer)
-        found.append((out.detach(), gradient))
+        out = attention(given, heads, where, turns, room())
+        found.append((out.detach(), *torch.autograd.grad(out, given, outer)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-    assert torch.get_num_threads() == 1
-    check(heads, lengths, rotary(), threads=threads)
-
-
-def test_a_crew_divides_work_evenly_and_raises_what_a_part_raises() -> None:
-    crew = Crew(2)
-    assert sorted(map(sorted, crew.divided([5.0, 1.0, 1.0, 3.0]))) == [[0], [1, 2, 3]]
-    assert crew.divided([]) == []
-    done: list[int] = []
-
-    def fail() -> None:
-        raise ValueError("a part of it")
-
-    with pytest.raises(ValueError, match="a part of it"):
-        crew.do([fail, lambda: done.append(1)])
-    assert done == [1]
+    check(heads, lengths, rotary())
 
 
 @pytest.mark.parametrize("window", [None, 40])

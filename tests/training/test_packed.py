@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from agent.errors import TrainingPausedError
 from agent.llm.gguf_file import GgufTensor, open_gguf
@@ -14,10 +15,10 @@ from agent.training.packed import PackedEmbedding, PackedWeight, Scratch, unpack
 from tests.models import BLOCK_TYPES, quantise
 from tests.training.gradients import unpacked
 
-ORDER = torch.from_numpy(model_order(256, 4))
+ORDER = model_order(256, 4)
 
 
-def weights(path: Path, *names: str, order: torch.Tensor | None = None) -> list[PackedWeight]:
+def weights(path: Path, *names: str, order: NDArray[np.int64] | None = None) -> list[PackedWeight]:
     tensors = open_gguf(path).tensors
     return [PackedWeight(tensors[f"blk.0.{name}.weight"], order if name == "attn_q" else None) for name in names]
 
