@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agent.llm.ggml import FloatArray, Packed, dequantize, narrow_to_bfloat16
 from agent.llm.gguf_file import GgufTensor
-from agent.training.arena import Arena, Keeper
+from agent.training.arena import Arena, Keeper, large_pages
 from agent.training.crew import Crew
 
 ROUND = 16
@@ -76,7 +76,7 @@ class Scratch:
         self.arena = Arena()
         """Where passes over these weights keep what their backward pass needs."""
         self._before_use = before_use
-        self._room = torch.empty(elements, dtype=compute)
+        self._room = large_pages(elements * compute.itemsize).view(compute)
         self._bytes = self._room.view(torch.uint8).numpy()
         self._item = self._room.element_size()
         self.crew = Crew(threads)
