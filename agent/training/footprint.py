@@ -21,7 +21,7 @@ KEPT_SHARES = 4
 _QKV = frozenset({"q", "k", "v", "qkv"})
 LARGEST_LAYER_PIECE = 16 << 20
 LARGEST_HEAD = 32 << 20
-_LIBRARIES = 100 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
+_LIBRARIES = 60 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
 _HOLES = 2  # the general allocator keeps about so many times what one block needs at a time (measured)
 
 
