@@ -6,8 +6,6 @@ another, so a pass takes exactly what its dimensions say, and no page is asked o
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from collections.abc import Sequence
 
 import torch
@@ -15,18 +13,6 @@ from torch import Tensor
 
 _CHUNK_BYTES = 64 << 20
 _ALIGNMENT = 64
-
-
-def large_pages(size: int) -> Tensor:
-    """Give so many bytes, uint8 ``(size,)``, on large pages where the system has them.
-
-    Products walk over many rows at once, more than the processor remembers the small pages of.
-    """
-    room = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            room.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(room, dtype=torch.uint8)
 
 
 class Arena:
@@ -47,7 +33,7 @@ class Arena:
         while self._chunk < len(self._chunks) and self._used + size > self._chunks[self._chunk].numel():
             self._chunk, self._used = self._chunk + 1, 0
         if self._chunk == len(self._chunks):
-            self._chunks.append(large_pages(max(_CHUNK_BYTES, size)))
+            self._chunks.append(torch.empty(max(_CHUNK_BYTES, size), dtype=torch.uint8))
         storage = self._chunks[self._chunk].untyped_storage()
         taken: Tensor = torch.empty(0, dtype=dtype).set_(storage, self._used // dtype.itemsize, (count,), (1,))
         self._used += size

@@ -62,11 +62,6 @@ class Segments:
 
     bounds: Sequence[tuple[int, int]]
 
-    @property
-    def lengths(self) -> list[int]:
-        """Rows of each."""
-        return [last - first for first, last in self.bounds]
-
     def positions(self) -> Tensor:
         """Give each row's place in its sequence, int64 ``(rows,)``."""
         return torch.cat([torch.arange(last - first) for first, last in self.bounds])
@@ -142,7 +137,7 @@ def _groups(heads: Heads, segments: Segments) -> list[_Group]:
     groups: list[_Group] = []
     for begin, end in segments.bounds:
         last = groups[-1] if groups else None
-        if last is not None and last.rows == end - begin and last.rows * (last.count + 1) <= _GROUP_ROWS:
+        if last is not None and last.rows == end - begin and rounded(last.rows) * (last.count + 1) <= _GROUP_ROWS:
             groups[-1] = replace(last, count=last.count + 1)
         else:
             groups.append(_Group(begin, 1, end - begin, heads))
@@ -244,7 +239,7 @@ class _Group:
 
 
 def _turn(given: Tensor, out: Tensor, turns: Turns, scale: float) -> None:
-    """Turn heads ``(heads, rows, width)`` and multiply them; dimensions beyond the rotary ones are only multiplied."""
+    """Turn and multiply heads ``(count, heads, rows, width)``; dimensions that do not turn are only multiplied."""
     half = turns.cos.shape[-1]
     cos, sin = (turns.cos * scale, turns.sin * scale) if scale != 1.0 else (turns.cos, turns.sin)
     one, two = given[..., :half].float(), given[..., half : 2 * half].float()
@@ -256,7 +251,10 @@ def _turn(given: Tensor, out: Tensor, turns: Turns, scale: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Some query rows of a segment, ``[first, end)``, and the keys that they see, ``[seen, end)``."""
+    """Some query rows of every segment of a group, ``[first, end)``, and the keys that they see, ``[seen, end)``.
+
+    ``keys`` counts the key heads of all segments, ``group`` the query heads of each.
+    """
 
     first: int
     end: int

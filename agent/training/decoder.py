@@ -271,7 +271,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.keeper.check()
-        _, (to_input,) = ctx.weights.backward(ctx.saved_tensors, grads[0])
+        to_input = ctx.weights.to_input(ctx.saved_tensors, grads[0])
         return to_input.to(ctx.wide), None, None, None
 
 

@@ -18,7 +18,7 @@ TILE_ROWS = 128
 """Query rows of a tile of attention."""
 KEPT_SHARES = 4
 """Shares are kept for the backward pass while they take at most so many times what queries, keys and values take."""
-_QKV = frozenset({"q", "k", "v", "qkv"})
+_INPUTS = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}  # roles that share their input
 LARGEST_LAYER_PIECE = 16 << 20
 LARGEST_HEAD = 32 << 20
 _LIBRARIES = 60 * MIB  # what the libraries take once they compute, beside what importing them takes (measured)
@@ -99,7 +99,7 @@ def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
     spread = item * _spread_numbers([target for target in adapted if target.layer == shape.first_layer], shape.rank)
     kept = blocks * (shape.rows * through if shape.checkpointing else shape.rows * block + spread)
     backward = shape.rows * (item * (4 * config.ffn + 2 * config.hidden) + 3 * through)
-    logits = min(shape.rows, logit_rows(gguf, item)) * config.vocab * item
+    logits = (min(shape.rows, logit_rows(gguf, item)) + 15) * config.vocab * item  # rows are rounded up
     return Footprint(
         weights=_weights(gguf),
         adapter=numbers * 4 * (5 + shape.keeps_best),
@@ -111,9 +111,9 @@ def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
 
 def _spread_numbers(targets: Sequence[TargetModule], rank: int) -> int:
     """Count the numbers of every B of a block, each beside zeros for those that share its layer's input."""
-    inputs: dict[tuple[int, bool], list[int]] = {}
+    inputs: dict[str, list[int]] = {}
     for target in targets:
-        inputs.setdefault((target.in_features, target.role in _QKV), []).append(target.out_features)
+        inputs.setdefault(_INPUTS.get(target.role, target.role), []).append(target.out_features)
     return sum(rank * len(outs) * sum(outs) for outs in inputs.values())
 
 
@@ -129,9 +129,9 @@ def scratch_elements(gguf: GgufModel) -> int:
     """Say how many weights are unpacked at a time: a layer's group where it is not too large, else its pieces."""
     config = gguf.config
     targets = list(target_modules(gguf).values())
-    groups: dict[tuple[int, int, bool], int] = {}
+    groups: dict[tuple[int, str], int] = {}
     for target in targets:
-        key = (target.layer, target.in_features, target.role in _QKV)
+        key = (target.layer, _INPUTS.get(target.role, target.role))
         groups[key] = groups.get(key, 0) + target.out_features * target.in_features
     head = config.vocab * config.hidden
     wanted = min(max(groups.values()), LARGEST_LAYER_PIECE)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agent.llm.ggml import FloatArray, Packed, dequantize, narrow_to_bfloat16
 from agent.llm.gguf_file import GgufTensor
-from agent.training.arena import Arena, Keeper, large_pages
+from agent.training.arena import Arena, Keeper
 from agent.training.crew import Crew
 
 ROUND = 16
@@ -76,11 +76,10 @@ class Scratch:
         self.arena = Arena()
         """Where passes over these weights keep what their backward pass needs."""
         self._before_use = before_use
-        self._room = large_pages(elements * compute.itemsize).view(compute)
+        self._room = torch.empty(elements, dtype=compute)
         self._bytes = self._room.view(torch.uint8).numpy()
         self._item = self._room.element_size()
-        self.crew = Crew(threads)
-        """Who unpacks large pieces."""
+        self._crew = Crew(threads)
         self._tiles = threading.local()
 
     def about_to_use(self) -> None:
@@ -129,7 +128,7 @@ class Scratch:
         def unpack(start: int) -> None:
             self._dequantize(weight, start, min(start + share, last), at + (start - first) * columns)
 
-        self.crew.do([functools.partial(unpack, start) for start in range(first, last, share)])
+        self._crew.do([functools.partial(unpack, start) for start in range(first, last, share)])
         return self._room[at : at + count]
 
     def _dequantize(self, weight: PackedWeight, first: int, last: int, at: int) -> None:

@@ -96,10 +96,14 @@ class RmsNorm:
 
     def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
         """Give the output once more, and the float32 gradient of the input."""
+        return self.again(kept), (self.to_input(kept, grad),)
+
+    def to_input(self, kept: Tensors, grad: Tensor) -> Tensor:
+        """Give the float32 gradient of the input."""
         unit, scale = kept[0].float(), kept[1]
         wide = grad.float() * self.weight
         along = (wide * unit).mean(dim=-1, keepdim=True)
-        return self.again(kept), (wide.addcmul_(unit, along, value=-1.0).mul_(scale),)
+        return wide.addcmul_(unit, along, value=-1.0).mul_(scale)
 
 
 class Gate:
@@ -223,7 +227,13 @@ class Projection:
         )
 
     def outputs(self, h: Tensor, adapted: Tensors, keeper: Keeper) -> Tensors:
-        """Give what comes out for an input ``h``; ``adapted`` is ``h A'`` and the spread B, or nothing."""
+        """Give what comes out: ``(n, out_features)`` in the compute type, in as many tensors as there are cuts.
+
+        Args:
+            h: the layers' input, compute type ``(n, in_features)``.
+            adapted: ``h A'``, ``(n, changed * rank)``, and what :meth:`spread_b` gave; nothing without an adapter.
+            keeper: gives the room for halves.
+        """
         outs = self.times_frozen(h, keeper)
         bias = self.bias()
         for out, (begin, end) in zip(outs, self.cuts(), strict=True):

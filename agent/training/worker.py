@@ -39,6 +39,15 @@ from agent.training.leaving import Leaving
 
 MAX_JOB_BYTES = 1 << 20
 
+_SPINS = 3000
+"""Turns that a thread waits for the others before it sleeps: about 60 microseconds.
+
+The threads of one step meet some thousand times, mostly within 50 microseconds of each other, and waking one that
+sleeps takes as long. On two idle cores a step of 512 tokens took 1.2 times as long without spinning, and no less with
+ten times as much; beside a program that takes one of the cores it took 2.2 seconds without, 3.1 with this, and 10 with
+ten times as much. At the lowest priority a thread that spins gives way to that program.
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Do the job that the command line names, and give the exit status."""
@@ -110,24 +119,15 @@ def _read_job(where: str, leaving: Leaving) -> Job:
         raise TrainingError(f"this is no job: {cause}", advice="Write the job with agent.training.job.") from cause
 
 
-_SPINS = 3000
-"""Turns that a thread waits for the others before it sleeps: about 60 microseconds.
-
-The threads of one step meet some thousand times, mostly within 50 microseconds of each other, and waking one that
-sleeps takes as long. On two idle cores a step of 512 tokens took 1.2 times as long without spinning, and no less with
-ten times as much; beside a program that takes one of the cores it took 2.2 seconds without, 3.1 with this, and 10 with
-ten times as much. At the lowest priority a thread that spins gives way to that program.
-"""
-
-
 def _settle(threads: int) -> None:
-    """Take the lowest priority, and the agreed threads, before anything heavy is imported."""
+    """Take the lowest priority, the agreed threads and their way to wait, before anything heavy is imported."""
     if hasattr(os, "nice"):
         os.nice(19)
     os.environ.update(
         {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # for other libraries than GNU's, which would spin for 200 milliseconds
             "GOMP_SPINCOUNT": str(_SPINS),
         }
     )

@@ -16,7 +16,7 @@ from agent.training.packed import Scratch
 from tests.training.gradients import backward, own
 
 WIDTH = 8
-LENGTHS = [(150,), (1, 70, 2, 64, 65), (128,), (3,)]
+LENGTHS = [(150,), (1, 70, 2, 64, 65), (128,), (3,), (300, 300, 5, 5, 257)]
 
 
 def rotary(dimensions: int = WIDTH, magnitude: float = 1.0) -> Rotary:
@@ -82,7 +82,7 @@ def check(heads: Heads, lengths: tuple[int, ...], how: Rotary, *, dtype: torch.d
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("window", [None, 1, 2, 63, 64, 65, 100, 1000])
+@pytest.mark.parametrize("window", [None, 1, 2, 63, 64, 65, 127, 128, 129, 1000])
 def test_tiles_give_what_the_whole_matrix_gives(lengths: tuple[int, ...], window: int | None) -> None:
     check(Heads(4, 2, WIDTH, 0.4, window), lengths, rotary())
 
@@ -148,7 +148,7 @@ def test_nothing_is_multiplied_that_is_not_seen(window: int | None, monkeypatch:
     attention(torch.randn(1024, 3 * WIDTH), heads, where, turns, room())
     scores = sum(seen[::2])
     visible = 2 * sum(min(512 if window is None else window, place + 1) for place in range(512))
-    assert visible <= scores < visible + 1024 * 2 * attention_module.TILE_ROWS
+    assert visible <= scores < visible + 1024 * attention_module.TILE_ROWS
 
 
 def test_far_positions_are_turned_exactly() -> None:
@@ -165,17 +165,21 @@ def test_positions_begin_again_with_every_segment() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("lengths", [(64, 64, 64, 64), (30, 30, 7, 7, 7, 200, 30), (150, 150)])
+@pytest.mark.parametrize(
+    ("lengths", "counts"),
+    [((64, 64, 64, 64), [4]), ((30, 30, 7, 7, 7, 200, 30), [2, 3, 1, 1]), ((400, 400, 400), [2, 1])],
+)
 def test_neighbours_of_equal_length_are_computed_together(
-    lengths: tuple[int, ...], window: int | None, monkeypatch: pytest.MonkeyPatch
+    lengths: tuple[int, ...], counts: list[int], window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads, where = Heads(6, 3, WIDTH, 0.4, window), segments(lengths)
     turns = Turns.of(rotary(), where.positions())
     qkv = torch.randn(sum(lengths), heads.all * WIDTH)
     outer = torch.randn(sum(lengths), heads.queries * WIDTH)
     found = []
-    for rows in (0, 1024):
+    for rows, expected in ((0, [1] * len(lengths)), (1024, counts)):
         monkeypatch.setattr(attention_module, "_GROUP_ROWS", rows)
+        assert [group.count for group in attention_module._groups(heads, where)] == expected
         given = own(qkv)
         out = attention(given, heads, where, turns, room())
         found.append((out.detach(), *torch.autograd.grad(out, given, outer)))

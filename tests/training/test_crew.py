@@ -1,4 +1,4 @@
-"""Threads that share work: every part is done once, and nothing that a part raises is lost."""
+"""Threads that share work: every part is done once, and what a part raises is raised."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from agent.errors import TrainingPausedError
-from agent.llm.gguf_file import GgufTensor, open_gguf
+from agent.llm.gguf_file import open_gguf
 from agent.llm.rotary import model_order
+from agent.training import packed as packed_module
 from agent.training.leaving import Leaving
 from agent.training.packed import PackedEmbedding, PackedWeight, Scratch, unpack_vector
 from tests.models import BLOCK_TYPES, quantise
@@ -57,14 +58,19 @@ def test_a_layer_larger_than_the_scratch_buffer_comes_in_as_many_rows_as_fit(tin
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_several_threads_unpack_the_same(untied_f32: Path, compute: torch.dtype) -> None:
-    weight = open_gguf(untied_f32).tensors["output.weight"]
-    big = PackedWeight(GgufTensor("big", (4 * 320, 256), weight.format, np.tile(weight.packed, 4)))
-    one, three = (
-        gathered(Scratch(elements=4 * 320 * 256, compute=compute, threads=threads), [big])[0] for threads in (1, 3)
-    )
-    assert torch.equal(one, three)
-    assert torch.equal(one, unpacked(big.tensor).to(compute))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_threads_unpack_the_same(
+    tiny_q8: Path, compute: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_module, "_PARALLEL_ELEMENTS", 1)
+    monkeypatch.setattr(packed_module, "_PART_ELEMENTS", 50 * 256)
+    monkeypatch.setattr(packed_module, "_TILE_ELEMENTS", 7 * 256)
+    given = weights(tiny_q8, "attn_q", "ffn_up", order=ORDER)
+    scratch = Scratch(elements=(256 + 512) * 256, compute=compute, threads=threads)
+    expected = torch.cat([unpacked(given[0].tensor)[ORDER], unpacked(given[1].tensor)]).to(compute)
+    for _ in range(5):
+        scratch._room.zero_()
+        assert torch.equal(gathered(scratch, given)[0], expected)
 
 
 def test_weights_in_bfloat16_are_rounded_to_the_nearest(tiny_q8: Path) -> None:
