@@ -13,17 +13,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agent.llm.rotary import Rotary
 from agent.training.arena import Keeper
-from agent.training.footprint import KEPT_SHARES, TILE_ROWS
-from agent.training.packed import ROUND, Scratch, rounded
-
-Tensors: TypeAlias = tuple[Tensor, ...]
+from agent.training.footprint import KEPT_SHARES, ROUND, TILE_ROWS, rounded
+from agent.training.packed import Scratch
 
 _GROUP_ROWS = 1024  # rows of segments that are computed together: more would not stay in a core's cache
 
@@ -173,7 +171,7 @@ class _Group:
             tensor[:, self.rows :] = 0
         return query, key, value
 
-    def forward(self, given: Tensor, kept: Tensors, out: Tensor, turns: Turns, room: Tensor | None) -> None:
+    def forward(self, given: Tensor, kept: Sequence[Tensor], out: Tensor, turns: Turns, room: Tensor | None) -> None:
         """Turn queries and keys into what is kept, and write what attention finds; keep shares in ``room``."""
         turns = turns.at(self.begin, self.begin + self.rows)
         query, key, value = kept

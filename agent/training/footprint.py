@@ -14,6 +14,8 @@ from agent.llm.gguf_file import EMBEDDING, OUTPUT, GgufModel, TargetModule, targ
 MIB = 1024 * 1024
 LOGIT_BYTES = 48 * MIB
 """What the logits held at a time may take; their softmax and its gradient lie in the same place."""
+ROUND = 16
+"""Shapes that vary are rounded up to a multiple of it."""
 TILE_ROWS = 128
 """Query rows of a tile of attention."""
 KEPT_SHARES = 4
@@ -99,7 +101,7 @@ def footprint(gguf: GgufModel, shape: Shape) -> Footprint:
     spread = item * _spread_numbers([target for target in adapted if target.layer == shape.first_layer], shape.rank)
     kept = blocks * (shape.rows * through if shape.checkpointing else shape.rows * block + spread)
     backward = shape.rows * (item * (4 * config.ffn + 2 * config.hidden) + 3 * through)
-    logits = (min(shape.rows, logit_rows(gguf, item)) + 15) * config.vocab * item  # rows are rounded up
+    logits = rounded(min(shape.rows, logit_rows(gguf, item))) * config.vocab * item
     return Footprint(
         weights=_weights(gguf),
         adapter=numbers * 4 * (5 + shape.keeps_best),
@@ -115,6 +117,11 @@ def _spread_numbers(targets: Sequence[TargetModule], rank: int) -> int:
     for target in targets:
         inputs.setdefault(_INPUTS.get(target.role, target.role), []).append(target.out_features)
     return sum(rank * len(outs) * sum(outs) for outs in inputs.values())
+
+
+def rounded(rows: int) -> int:
+    """Give the round number that holds so many rows: the library makes and keeps a kernel for every shape it meets."""
+    return -(-rows // ROUND) * ROUND
 
 
 def logit_rows(gguf: GgufModel, itemsize: int) -> int:

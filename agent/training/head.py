@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from agent.llm.gguf_file import GgufTensor
-from agent.training.packed import PackedWeight, Scratch, rounded
+from agent.training.footprint import rounded
+from agent.training.packed import PackedWeight, Scratch
 
 Piece: TypeAlias = tuple[int, int, Tensor]
 """First row, row after the last, and the unpacked rows of a weight."""

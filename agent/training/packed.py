@@ -21,7 +21,6 @@ from agent.llm.gguf_file import GgufTensor
 from agent.training.arena import Arena, Keeper
 from agent.training.crew import Crew
 
-ROUND = 16
 _TILE_ELEMENTS = 1 << 18  # unpacked at a time on the way to bfloat16: few calls, and still in a core's cache
 _PARALLEL_ELEMENTS = 1 << 21  # below this, handing rows to other threads costs more than it saves
 _PART_ELEMENTS = 1 << 20  # that a thread takes at a time
@@ -177,11 +176,6 @@ class PackedEmbedding:
         if self._scale != 1.0:
             unpacked *= np.float32(self._scale)
         return torch.from_numpy(unpacked[inverse.reshape(-1)])
-
-
-def rounded(rows: int) -> int:
-    """Give the round number that holds so many rows: the library makes and keeps a kernel for every shape it meets."""
-    return -(-rows // ROUND) * ROUND
 
 
 def unpack_vector(tensor: GgufTensor) -> Tensor:

@@ -42,10 +42,10 @@ MAX_JOB_BYTES = 1 << 20
 _SPINS = 3000
 """Turns that a thread waits for the others before it sleeps: about 60 microseconds.
 
-The threads of one step meet some thousand times, mostly within 50 microseconds of each other, and waking one that
-sleeps takes as long. On two idle cores a step of 512 tokens took 1.2 times as long without spinning, and no less with
-ten times as much; beside a program that takes one of the cores it took 2.2 seconds without, 3.1 with this, and 10 with
-ten times as much. At the lowest priority a thread that spins gives way to that program.
+The threads of one step meet some thousand times, and waking one that sleeps takes as long as most of what they do in
+between. Spinning for longer gains nothing more on an idle machine, and costs much beside a program that takes one of
+the cores: then a thread spins in the place of the one that it waits for. At the lowest priority it gives way to that
+program itself.
 """
 
 

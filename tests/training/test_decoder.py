@@ -1,12 +1,9 @@
-"""The decoder's losses and gradients: by transformers and PEFT, by llama.cpp, and by itself in other ways."""
+"""The decoder's losses and gradients: by transformers and PEFT, and by itself in other ways."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import inspect
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,21 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agent.data.packing import WindowSet
-from agent.llm.adapter import Adapter, read_adapter
-from agent.llm.adapter_gguf import write_gguf_adapter
+from agent.llm.adapter import Adapter
 from agent.llm.gguf_file import GgufModel, open_gguf, target_modules
-from agent.llm.runtime import Runtime
-from agent.llm.seedling import SEEDLING_PATH, SEEDLING_SHA256
 from agent.training import footprint as footprint_module
 from agent.training import packed as packed_module
 from agent.training.batches import pass_of
 from agent.training.compute import resolve_compute
 from agent.training.decoder import Decoder
-from agent.training.job import TrainJob
-from agent.training.leaving import Leaving
 from agent.training.lora import LoraModel, put_on
 from agent.training.packed import PackedWeight, Scratch
-from agent.training.trainer import train
 from tests.models import BLOCK_TYPES, SHAPES, Shape, quantise, random_adapter, write_model
 from tests.training.gradients import backward
 
@@ -329,6 +320,19 @@ def test_with_adapters_on_the_last_layers_nothing_is_computed_backward_below(
     assert_alike(found, {path: expected[path] for path in found}, 1e-5)
 
 
+@pytest.mark.parametrize(("variant", "downs"), [("llama", 1), ("gemma3", 2)])
+def test_the_last_product_of_a_block_is_computed_again_only_for_a_norm_behind_it(
+    base_of: BaseOf, monkeypatch: pytest.MonkeyPatch, variant: str, downs: int
+) -> None:
+    lora = with_adapter(base_of(variant), adapter_for(base_of(variant)))
+    lora.packed.checkpointing = True
+    loss = lora.packed.loss(pass_of(plain_windows()))
+    seen = used(monkeypatch)
+    backward(loss)
+    assert seen.count("blk.1.ffn_down.weight") == downs
+    assert seen.count("blk.1.ffn_up.weight") == 2, "once forward again, once backward"
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_below_the_lowest_adapted_layer_nothing_is_kept(base_of: BaseOf, *, checkpointing: bool) -> None:
     kept = []
@@ -446,72 +450,3 @@ def test_it_keeps_no_weights_unpacked(base_of: BaseOf) -> None:
 def test_automatic_compute_picks_one_that_exists() -> None:
     assert resolve_compute("auto") in {torch.float32, torch.bfloat16}
     assert resolve_compute("bfloat16") == torch.bfloat16
-
-
-def our_losses(base: GgufModel, tokens: NDArray[np.uint32], adapter: Adapter | None = None) -> NDArray[np.float64]:
-    """Give the mean loss of each window by the decoder."""
-    model = Decoder(base, context=128)
-    if adapter is not None:
-        put_on(model, adapter)
-    windows = [WindowSet.plain(window[None]) for window in tokens]
-    with torch.inference_mode():
-        return np.array([model.loss(pass_of(window)).item() / window.counted for window in windows])
-
-
-def llama_losses(base: GgufModel, tokens: NDArray[np.uint32], adapter: Path | None = None) -> NDArray[np.float64]:
-    """Give the mean loss of each window by llama.cpp."""
-    with Runtime(base_path=base.path, n_ctx=128, n_threads=1) as runtime:
-        runtime.use([(runtime.load_adapter(adapter), 1.0)] if adapter is not None else [])
-        found = runtime.losses(tokens)
-        return found.nll / found.targets
-
-
-@pytest.mark.parametrize("name", ["q_proj", "k_proj"])
-def test_rotary_layers_are_adapted_in_the_right_row_order(tiny_f32: Path, tmp_path: Path, name: str) -> None:
-    base, tokens = open_gguf(tiny_f32), plain_windows(count=8, length=32).tokens
-    adapter = random_adapter(base, rank=8, alpha=8.0, names=[name], size=0.4)
-    write_gguf_adapter(adapter, base, tmp_path / "a.gguf")
-    adapted = our_losses(base, tokens, adapter)
-    np.testing.assert_allclose(adapted, llama_losses(base, tokens, tmp_path / "a.gguf"), atol=0.005)
-    assert np.abs(adapted - our_losses(base, tokens)).max() > 0.1
-
-
-def test_plain_peft_on_a_real_model_computes_the_same(stories: Path, tmp_path: Path) -> None:
-    from tests.training.peers import peer_loss, peft_of  # noqa: PLC0415 - seconds of imports
-
-    base = open_gguf(stories)
-    with Runtime(base_path=base.path, n_ctx=128, n_threads=1) as runtime:
-        text = "Tom and his dog ran to the big tree. The dog was happy. Tom said, thank you! " * 4
-        tokens = np.array([[1, *runtime.tokenize(text)][:120]], dtype=np.uint32)
-    adapter = adapter_for(base)
-    write_gguf_adapter(adapter, base, tmp_path / "a.gguf")
-    windows = WindowSet.plain(tokens)
-    with torch.inference_mode():
-        loss = peer_loss(peft_of(base, adapter, tmp_path / "peft"), windows).item() / windows.counted
-    assert loss == pytest.approx(llama_losses(base, tokens, tmp_path / "a.gguf").mean(), abs=0.005)
-    assert loss == pytest.approx(our_losses(base, tokens, adapter).mean(), abs=0.0001)
-    assert abs(loss - our_losses(base, tokens).mean()) > 0.02
-
-
-def test_what_the_seedling_learns_is_the_same_in_peft_and_in_llama_cpp(tmp_path: Path) -> None:
-    base = open_gguf(SEEDLING_PATH)
-    with Runtime(base_path=base.path, n_ctx=128, n_threads=1) as runtime:
-        text = "\n\n".join(inspect.getdoc(thing) or "" for thing in (argparse.ArgumentParser, dict, str, textwrap.wrap))
-        ids = runtime.tokenize(text)
-    tokens = np.array(ids[: len(ids) // 64 * 64], dtype=np.uint32).reshape(-1, 64)
-    np.savez(tmp_path / "windows.npz", tokens=tokens)
-    job = TrainJob(
-        base_path=base.path,
-        base_sha256=SEEDLING_SHA256,
-        windows_path=tmp_path / "windows.npz",
-        steps=10,
-        batch_size=4,
-        learning_rate=1e-2,
-        checkpoint_dir=tmp_path / "checkpoint",
-        out_dir=tmp_path / "out",
-    )
-    result = train(job, lambda _: None, Leaving())
-    plain, learnt = our_losses(base, tokens).mean(), our_losses(base, tokens, read_adapter(result.peft_path)).mean()
-    assert learnt < plain - 0.5
-    assert llama_losses(base, tokens).mean() == pytest.approx(plain, abs=0.01)
-    assert llama_losses(base, tokens, result.gguf_path).mean() == pytest.approx(learnt, abs=0.01)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import inspect
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -11,18 +14,28 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from agent.llm.adapter import Adapter
+from agent.data.packing import WindowSet
+from agent.llm.adapter import Adapter, read_adapter
 from agent.llm.adapter_gguf import write_gguf_adapter
 from agent.llm.gguf_file import GgufModel, open_gguf, target_modules
 from agent.llm.runtime import Runtime
+from agent.llm.seedling import SEEDLING_PATH, SEEDLING_SHA256
 from agent.training.attention import Segments
+from agent.training.batches import pass_of
 from agent.training.decoder import Decoder, Pass
-from agent.training.lora import LoraModel
+from agent.training.job import TrainJob
+from agent.training.leaving import Leaving
+from agent.training.lora import put_on
+from agent.training.trainer import train
 from tests.models import BLOCK_TYPES, SHAPES, Shape, quantise, random_adapter, write_model
 
 Losses: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 """Nats a token of each window."""
+
+Tokens: TypeAlias = NDArray[np.uint32]
+"""Windows, ``(count, length)``."""
 
 CONTEXT = 256
 COUNT, LENGTH = 5, 80
@@ -66,7 +79,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Gg
     return base
 
 
-def some_windows(vocab: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint32]]:
+def some_windows(vocab: int) -> Tokens:
     return np.random.default_rng(7).integers(0, vocab, (COUNT, LENGTH + 1)).astype(np.uint32)
 
 
@@ -75,32 +88,32 @@ def adapter_for(base: GgufModel) -> Adapter:
     return random_adapter(base, rank=4, alpha=8.0, names=names)
 
 
-def llama_cpp_losses(base: GgufModel, adapter: Adapter | None, folder: Path) -> Losses:
+def llama_cpp_losses(
+    base: GgufModel, adapter: Adapter | Path | None, folder: Path, tokens: Tokens | None = None
+) -> Losses:
+    if isinstance(adapter, Adapter):
+        write_gguf_adapter(adapter, base, folder / "adapter.gguf")
+        adapter = folder / "adapter.gguf"
     with Runtime(base_path=base.path, n_ctx=CONTEXT, n_threads=1) as runtime:
-        if adapter is not None:
-            write_gguf_adapter(adapter, base, folder / "adapter.gguf")
-            runtime.use([(runtime.load_adapter(folder / "adapter.gguf"), 1.0)])
-        losses = runtime.losses(some_windows(base.config.vocab))
+        runtime.use([] if adapter is None else [(runtime.load_adapter(adapter), 1.0)])
+        losses = runtime.losses(some_windows(base.config.vocab) if tokens is None else tokens)
     return losses.nll / losses.targets
 
 
-def our_losses(base: GgufModel, adapter: Adapter | None = None, compute: torch.dtype = torch.float32) -> Losses:
+def our_losses(
+    base: GgufModel,
+    adapter: Adapter | None = None,
+    compute: torch.dtype = torch.float32,
+    tokens: Tokens | None = None,
+) -> Losses:
     model = Decoder(base, compute=compute, context=CONTEXT)
     if adapter is not None:
-        lora = LoraModel(
-            model=model,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            target_modules=adapter.target_modules,
-            base_sha256=adapter.base_sha256,
-        )
-        lora.load(adapter)
+        put_on(model, adapter)
+    windows = [
+        WindowSet.plain(window[None]) for window in (some_windows(base.config.vocab) if tokens is None else tokens)
+    ]
     with torch.inference_mode():
-        nll = [
-            model.loss(Pass(window[:-1], Segments([(0, LENGTH)]), window[1:])).item()
-            for window in torch.from_numpy(some_windows(base.config.vocab).astype(np.int64))
-        ]
-    return np.array(nll) / LENGTH
+        return np.array([model.loss(pass_of(window)).item() / window.counted for window in windows])
 
 
 def check(ours: Losses, theirs: Losses, blocks: str) -> None:
@@ -191,3 +204,53 @@ def test_the_comparison_notices_what_is_computed_otherwise(
     )
     right, wrong = our_losses(base), our_losses(dataclasses.replace(base, config=changed))
     assert np.abs(right - wrong).max() > WINDOW_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj"])
+def test_rotary_layers_are_adapted_in_the_right_row_order(tiny_f32: Path, tmp_path: Path, name: str) -> None:
+    base = open_gguf(tiny_f32)
+    adapter = random_adapter(base, rank=8, alpha=8.0, names=[name], size=0.4)
+    adapted = our_losses(base, adapter)
+    check(adapted, llama_cpp_losses(base, adapter, tmp_path), "F32")
+    assert np.abs(adapted - our_losses(base)).max() > 0.1
+
+
+def test_plain_peft_on_a_real_model_computes_the_same(stories: Path, tmp_path: Path) -> None:
+    from tests.training.peers import peer_loss, peft_of  # noqa: PLC0415 - seconds of imports
+
+    base = open_gguf(stories)
+    with Runtime(base_path=base.path, n_ctx=128, n_threads=1) as runtime:
+        text = "Tom and his dog ran to the big tree. The dog was happy. Tom said, thank you! " * 4
+        tokens = np.array([[1, *runtime.tokenize(text)][:120]], dtype=np.uint32)
+    adapter = adapter_for(base)
+    windows = WindowSet.plain(tokens)
+    with torch.inference_mode():
+        loss = peer_loss(peft_of(base, adapter, tmp_path / "peft"), windows).item() / windows.counted
+    assert loss == pytest.approx(llama_cpp_losses(base, adapter, tmp_path, tokens).mean(), abs=0.005)
+    assert loss == pytest.approx(our_losses(base, adapter, tokens=tokens).mean(), abs=0.0001)
+    assert abs(loss - our_losses(base, tokens=tokens).mean()) > 0.02
+
+
+def test_what_the_seedling_learns_is_the_same_in_peft_and_in_llama_cpp(tmp_path: Path) -> None:
+    base = open_gguf(SEEDLING_PATH)
+    with Runtime(base_path=base.path, n_ctx=128, n_threads=1) as runtime:
+        text = "\n\n".join(inspect.getdoc(thing) or "" for thing in (argparse.ArgumentParser, dict, str, textwrap.wrap))
+        ids = runtime.tokenize(text)
+    tokens = np.array(ids[: len(ids) // 64 * 64], dtype=np.uint32).reshape(-1, 64)
+    np.savez(tmp_path / "windows.npz", tokens=tokens)
+    job = TrainJob(
+        base_path=base.path,
+        base_sha256=SEEDLING_SHA256,
+        windows_path=tmp_path / "windows.npz",
+        steps=10,
+        batch_size=4,
+        learning_rate=1e-2,
+        checkpoint_dir=tmp_path / "checkpoint",
+        out_dir=tmp_path / "out",
+    )
+    result = train(job, lambda _: None, Leaving())
+    plain = our_losses(base, tokens=tokens).mean()
+    learnt = our_losses(base, read_adapter(result.peft_path), tokens=tokens).mean()
+    assert learnt < plain - 0.5
+    assert llama_cpp_losses(base, None, tmp_path, tokens).mean() == pytest.approx(plain, abs=0.01)
+    assert llama_cpp_losses(base, result.gguf_path, tmp_path, tokens).mean() == pytest.approx(learnt, abs=0.01)
