@@ -34,7 +34,16 @@ class TrainingPlan(_Rule):
 
 
 class RoundRules(_Rule):
-    """When a round merges, and when its candidate is promoted."""
+    """When a round merges, what becomes of late updates, and when a candidate is promoted."""
+
+    mode: Literal["synchronous", "asynchronous"] = Field(
+        default="synchronous",
+        description="asynchronous merges each `buffer` updates, from whatever release",
+    )
+    buffer: int = Field(default=10, ge=1, description="updates that an asynchronous merge takes")
+    wanted: int | None = Field(default=None, ge=1, description="devices drawn for a round when there are more")
+    max_staleness: int = Field(default=2, ge=0, description="rounds an update may be late; older is refused")
+    staleness_power: float = Field(default=0.5, ge=0, le=10, description="a late update weighs (1 + lateness) ^ -this")
 
     quorum: int = Field(default=2, ge=1, description="no merge with fewer updates than this")
     target: int = Field(default=3, ge=1, description="merge at once when so many are in")
@@ -50,6 +59,16 @@ class RoundRules(_Rule):
             message = f"target ({self.target}) is below quorum ({self.quorum}): no round could ever merge at its target"
             raise ValueError(message)
         return self
+
+
+class OuterOptimiser(_Rule):
+    """What the hub makes of the merged change before it becomes the next release (Reddi et al. 2021, algorithm 2)."""
+
+    name: Literal["none", "nesterov", "fedadam"] = "none"
+    learning_rate: float = Field(default=1.0, gt=0, le=100, description="what the merged change is multiplied by")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of Nesterov; beta 1 of FedAdam")
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: float = Field(default=1e-3, gt=0, description="FedAdam's tau: how adaptive it is")
 
 
 class Charter(_Rule):
@@ -75,7 +94,9 @@ class Charter(_Rule):
         max_length=32,
     )
     merge_rule: ShortText = "stack"
-    compression: Literal["int8", "none"] = "int8"
+    outer: OuterOptimiser = OuterOptimiser()
+    compression: Literal["int8", "int4", "topk", "none"] = "int8"
+    density: float = Field(default=0.1, gt=0, le=1, description="share of the numbers that `topk` sends")
     max_update_norm: float = Field(default=100.0, gt=0)
     training: TrainingPlan = TrainingPlan()
     rounds: RoundRules = RoundRules()

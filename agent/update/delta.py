@@ -12,12 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import AdapterError
 from agent.llm.adapter import Adapter, LoraFactors, ModulePath
+
+Factors: TypeAlias = Literal["both", "a", "b"]
+"""Which factors a device trains; the other one stays as it was at the start."""
 
 _ANOTHER_START = "Train again from the community adapter that this device has now."
 
@@ -29,10 +33,12 @@ class Delta:
     Attributes:
         rank: columns of every ``b`` and rows of every ``a``.
         modules: changes ``(dA, dB)`` by module path, float32, in sorted order. A module that was not trained may lack.
+        factors: which of them were trained; the change of the other one is zero.
     """
 
     rank: int
     modules: Mapping[ModulePath, LoraFactors]
+    factors: Factors = "both"
 
     @property
     def norm(self) -> float:

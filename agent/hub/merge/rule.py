@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from agent.errors import MergeError
 from agent.llm.adapter import Adapter
-from agent.update.delta import Delta
+from agent.update.delta import Delta, Factors
 
 ENTRY_POINTS = "bramble.merge_rules"
 _BUILT_IN = (EntryPoint(name="stack", value="agent.hub.merge.stack:StackRule", group=ENTRY_POINTS),)
@@ -97,6 +97,14 @@ class MergeRule(Protocol):
     @property
     def name(self) -> str:
         """The entry point's name, as a charter names it."""
+        ...
+
+    def factors(self, round_number: int) -> Factors:
+        """Say which factors devices train in a round.
+
+        Args:
+            round_number: from 1.
+        """
         ...
 
     def start(self, community: Adapter, carry: bytes = b"") -> Accumulator:

@@ -29,7 +29,7 @@ from agent.hub.merge.carry import carry_from_bytes, carry_to_bytes
 from agent.hub.merge.factors import Components, Matrix, Product, Sum, decompose, stack
 from agent.hub.merge.rule import Merged, MergeReport
 from agent.llm.adapter import Adapter, LoraFactors, ModulePath
-from agent.update.delta import Delta, check_fit, product_norms, start_for_rank
+from agent.update.delta import Delta, Factors, check_fit, product_norms, start_for_rank
 from agent.update.start import fresh_rows
 
 CARRY_RANK = 128
@@ -54,6 +54,10 @@ class StackRule:
             raise ValueError(f"a server rate of {server_lr} or a carry of rank {carry_rank} makes no sense")
         self._server_lr = server_lr
         self._carry_rank = carry_rank
+
+    def factors(self, round_number: int) -> Factors:  # noqa: ARG002 (a promise of every rule)
+        """Both, in every round."""
+        return "both"
 
     def start(self, community: Adapter, carry: bytes = b"") -> StackAccumulator:
         """Begin a merge; see :class:`~agent.hub.merge.rule.MergeRule`."""
