@@ -91,12 +91,12 @@ class Block:
         return x + _normed(found, self.after_ffn, keeper)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Give A and B of every adapted layer of this block."""
+        """Give what is trained of A and B of every adapted layer of this block."""
         found: list[nn.Parameter] = []
         for projection in self.projections:
             if projection.a is not None:
                 found.extend([projection.a, *(b for _, _, b in projection.changed)])
-        return found
+        return [parameter for parameter in found if parameter.requires_grad]
 
     def _normed_heads(self, qkv: Tensor, keeper: Keeper) -> Tensor:
         """Apply the norms of query and key heads, where there are any."""

@@ -141,6 +141,7 @@ class TrainJob(_JobBase):
         micro_batch: windows a pass; a step adds up the gradients of several passes. None for the whole batch at once.
         checkpointing: keep only the input of each layer for the backward pass and compute the rest again: less memory,
             about a third more work.
+        factors: which factors of the adapter to change; the other one stays as it is at the start.
         last_layers: change only so many layers, the last ones; None for all.
         trunk_cache: compute the layers below the changed ones once for each window and keep the result on disk.
         rslora: scale by ``alpha / sqrt(rank)`` instead of ``alpha / rank`` (Kalajdzievski 2023, *rsLoRA*).
@@ -166,6 +167,7 @@ class TrainJob(_JobBase):
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0)
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    factors: Literal["both", "a", "b"] = "both"
     steps: int = Field(ge=1)
     batch_size: int = Field(default=4, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ class LoraModel:
         base_sha256: of the base.
         seed: of the initial A; B begins at zero, so the model begins as the base.
         last_layers: change only so many blocks, the last ones; None for all.
+        factors: which of them are trained; the other one is frozen (Sun et al. 2024, *FFA-LoRA*, freeze A).
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class LoraModel:
         base_sha256: str,
         seed: int = 0,
         last_layers: int | None = None,
+        factors: Literal["both", "a", "b"] = "both",
     ) -> None:
         self.packed = model
+        self._trained = factors
         self._base_sha256 = base_sha256
         self._rank, self._alpha = rank, alpha
         self._projections: list[Projection] = []
@@ -57,10 +61,10 @@ class LoraModel:
         width = projection.layers[0].weight.tensor.shape[1]
         a = torch.empty(len(changed) * self._rank, width)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        projection.a = nn.Parameter(a)
+        projection.a = nn.Parameter(a, requires_grad=self._trained != "b")
         projection.rank, projection.scaling = self._rank, self._alpha / self._rank
         for layer in changed:
-            layer.b = nn.Parameter(torch.zeros(layer.weight.rows, self._rank))
+            layer.b = nn.Parameter(torch.zeros(layer.weight.rows, self._rank), requires_grad=self._trained != "a")
         self._projections.append(projection)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -69,7 +73,7 @@ class LoraModel:
         for projection in self._projections:
             assert projection.a is not None
             found.extend([projection.a, *(b for _, _, b in projection.changed)])
-        return found
+        return [parameter for parameter in found if parameter.requires_grad]
 
     def load(self, adapter: Adapter) -> None:
         """Put an adapter's numbers in.

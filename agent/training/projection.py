@@ -312,10 +312,10 @@ class _Project(torch.autograd.Function):
             to_inputs = tuple(grad.to(dtype) for grad, dtype in zip(back, ctx.types, strict=True))
         else:
             h, to_inputs = projection.prologue.again(kept), (None,) * ctx.inputs
-        to_adapter: Gradients = (None,)
-        if to_low is not None:
-            to_adapter = ((to_low.T @ h).float(), *_to_bs(projection, given, adapted[0]))
-        return (None, *to_inputs, *to_adapter)
+        wants_a, *wants_bs = ctx.needs_input_grad[1 + ctx.inputs :]
+        to_a = (to_low.T @ h).float() if to_low is not None and wants_a else None
+        to_bs: Gradients = _to_bs(projection, given, adapted[0]) if any(wants_bs) else (None,) * len(wants_bs)
+        return (None, *to_inputs, to_a, *to_bs)
 
 
 def _to_low(projection: Projection, grads: Tensors, spread: Tensor) -> Tensor:

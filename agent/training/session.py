@@ -80,6 +80,7 @@ class Session:
             base_sha256=job.base_sha256,
             seed=job.seed,
             last_layers=job.last_layers,
+            factors=job.factors,
         )
         if start is not None:
             self.lora.load(start)

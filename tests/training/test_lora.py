@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,7 +21,14 @@ from tests.training.gradients import backward
 NAMES = ["q_proj", "v_proj", "down_proj"]
 
 
-def make(path: Path, *, seed: int = 0, rank: int = 4, last_layers: int | None = None) -> LoraModel:
+def make(
+    path: Path,
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    last_layers: int | None = None,
+    factors: Literal["both", "a", "b"] = "both",
+) -> LoraModel:
     return LoraModel(
         model=Decoder(open_gguf(path)),
         rank=rank,
@@ -29,6 +37,7 @@ def make(path: Path, *, seed: int = 0, rank: int = 4, last_layers: int | None = 
         base_sha256="0" * 64,
         seed=seed,
         last_layers=last_layers,
+        factors=factors,
     )
 
 
@@ -123,3 +132,29 @@ def test_the_layers_of_an_adapter_are_its_own_slices_of_what_is_trained(tiny_q8:
     after = model.extract()
     assert np.array_equal(after.modules[query].a, before.modules[query].a)
     assert np.array_equal(after.modules[value].a, before.modules[value].a + 1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("factors", ["a", "b"])
+def test_the_gradient_of_one_factor_does_not_depend_on_whether_the_other_one_is_frozen(
+    tiny_q8: Path, factors: Literal["a", "b"], *, checkpointing: bool
+) -> None:
+    start = random_adapter(open_gguf(tiny_q8), rank=4, alpha=8.0, names=NAMES)
+    both, one = make(tiny_q8), make(tiny_q8, factors=factors)
+    for model in (both, one):
+        model.load(start)
+        model.packed.checkpointing = checkpointing
+        backward(loss_of(model))
+    expected = [parameter for index, parameter in enumerate(both.parameters()) if is_a(both, index) == (factors == "a")]
+    assert len(one.parameters()) == len(expected)
+    for found, wanted in zip(one.parameters(), expected, strict=True):
+        assert found.grad is not None
+        assert wanted.grad is not None
+        assert torch.equal(found.grad, wanted.grad)
+
+
+def is_a(model: LoraModel, index: int) -> bool:
+    """Say whether a parameter is an A: its rows are the layers' ranks, one below another."""
+    return any(
+        model.parameters()[index] is projection.a for block in model.packed.blocks for projection in block.projections
+    )

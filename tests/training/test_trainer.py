@@ -193,6 +193,23 @@ def test_training_goes_on_from_a_start_adapter(make_job: MakeJob, tmp_path: Path
         train(make_job(start_adapter=first.adapter_path, rank=8), ignore, Leaving())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize(("factors", "frozen"), [("a", "b"), ("b", "a")])
+def test_a_frozen_factor_stays_as_it_was(
+    make_job: MakeJob, tmp_path: Path, tiny_q8: Path, factors: str, frozen: str, *, checkpointing: bool
+) -> None:
+    start = random_adapter(open_gguf(tiny_q8), rank=4, alpha=8.0, names=make_job().target_modules)
+    path = tmp_path / "start.safetensors"
+    path.write_bytes(start.to_bytes())
+    job = make_job(steps=6, start_adapter=path, factors=factors, checkpointing=checkpointing)
+    result = train(job, ignore, Leaving())
+    learnt = read_adapter(result.adapter_path)
+    for name, before in start.modules.items():
+        after = learnt.modules[name]
+        assert np.array_equal(getattr(after, frozen), getattr(before, frozen))
+        assert not np.array_equal(getattr(after, factors), getattr(before, factors))
+
+
 def test_a_diverging_training_stops_and_keeps_the_last_good_adapter(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job()
     adapter = random_adapter(open_gguf(job.base_path), rank=4, alpha=8.0, names=list(job.target_modules), size=1e15)
