@@ -38,6 +38,7 @@ from agent.llm.shelf import Shelf, ShelfModel
 from agent.paths import Home, exclusive, explained_disk, write_atomically
 from agent.running import run_until_signalled
 from agent.settings import DeviceSettings, load_settings, mqtt_protocol
+from agent.training.process import Workers, run_worker
 from agent.transport.address import without_credentials
 from agent.transport.mqtt import MqttLink
 
@@ -207,7 +208,9 @@ def settings_of(home: Home, **command_line: object) -> DeviceSettings:
     return load_settings(home.settings, command_line=command_line)
 
 
-def build_device(store: DeviceStore, identity: Identity, settings: DeviceSettings, *, events: Events) -> Device:
+def build_device(
+    store: DeviceStore, identity: Identity, settings: DeviceSettings, *, events: Events, workers: Workers = run_worker
+) -> Device:
     """Put a device together: the one way in."""
     membership = store.membership
     link = MqttLink(
@@ -218,11 +221,18 @@ def build_device(store: DeviceStore, identity: Identity, settings: DeviceSetting
         protocol=mqtt_protocol(),
         allow_plaintext=membership.allow_plaintext,
     )
-    return Device(store=store, identity=identity, settings=settings, link=link, events=events)
+    return Device(store=store, identity=identity, settings=settings, link=link, events=events, workers=workers)
 
 
-def run_device(home: Home, *, events: Events, threads: int | None = None, with_parent: bool = False) -> None:
-    """Take part until SIGINT or SIGTERM, or ``with_parent`` until standard input ends.
+def run_device(
+    home: Home,
+    *,
+    events: Events,
+    threads: int | None = None,
+    with_parent: bool = False,
+    workers: Workers = run_worker,
+) -> None:
+    """Take part until SIGINT or SIGTERM, or ``with_parent`` until standard input ends; ``workers`` do the jobs.
 
     Raises:
         AlreadyRunningError: an agent runs on this directory already.
@@ -239,7 +249,8 @@ def run_device(home: Home, *, events: Events, threads: int | None = None, with_p
             )
         find_base(membership.charter, membership.base)
         try:
-            run_until_signalled(build_device(store, identity, settings, events=events).run(), with_parent=with_parent)
+            device = build_device(store, identity, settings, events=events, workers=workers)
+            run_until_signalled(device.run(), with_parent=with_parent)
         finally:
             with contextlib.suppress(Exception):
                 store.save_status({"state": "stopped", "reason": "not running", "since": int(time.time())})

@@ -36,6 +36,7 @@ from agent.federation.text import PreparedText, prepare_text
 from agent.paths import BlobStore
 from agent.settings import DeviceSettings
 from agent.training.job import Progress
+from agent.training.process import Workers, run_worker
 from agent.transport.link import Link, LinkState, Message
 from agent.transport.topics import ParsedTopic, Topics
 
@@ -58,16 +59,25 @@ class Device:
         settings: the owner's.
         link: to the broker, not yet connected.
         events: where to tell what happens.
+        workers: what prepares, plans, trains and evaluates.
     """
 
     def __init__(
-        self, *, store: DeviceStore, identity: Identity, settings: DeviceSettings, link: Link, events: Events
+        self,
+        *,
+        store: DeviceStore,
+        identity: Identity,
+        settings: DeviceSettings,
+        link: Link,
+        events: Events,
+        workers: Workers = run_worker,
     ) -> None:
         self._store = store
         self._identity = identity
         self._settings = settings
         self._link = link
         self._events = events
+        self._workers = workers
         self._membership = store.membership
         self._hub = self._membership.hub_identity
         self._community = bytes.fromhex(self._membership.community)
@@ -212,6 +222,7 @@ class Device:
             release=release.sha256,
             trained=trained,
             community_loss=community_loss,
+            workers=self._workers,
             on_start=self._worker_started,
         )
         self._events.say(
@@ -253,7 +264,13 @@ class Device:
         files = AdapterFiles(store=self._store, base=self._membership.base)
         paths = {name: (await asyncio.to_thread(files.gguf, sha),) for name, sha in (("a", current), ("b", candidate))}
         result = await measure(
-            self._membership, self._settings, text, paths, on_progress=self._progress, on_start=self._worker_started
+            self._membership,
+            self._settings,
+            text,
+            paths,
+            workers=self._workers,
+            on_progress=self._progress,
+            on_start=self._worker_started,
         )
         return result.losses["a"], result.losses["b"], result.targets
 
@@ -275,6 +292,7 @@ class Device:
                 round_number=number,
                 release=start,
                 seal_key=seal_key,
+                workers=self._workers,
                 pause=self._stop_training,
                 on_progress=self._progress,
                 on_start=self._worker_started,
@@ -318,7 +336,7 @@ class Device:
         if self._text is None:
             self._tell("reading", "reading the text")
         self._text = await prepare_text(
-            self._store, self._membership, self._settings, sources, on_progress=self._progress
+            self._store, self._membership, self._settings, sources, workers=self._workers, on_progress=self._progress
         )
         return self._text
 

@@ -17,7 +17,7 @@ from agent.llm.gguf_file import open_gguf
 from agent.paths import BlobStore
 from agent.settings import DeviceSettings
 from agent.training.job import EvaluateJob, EvaluateResult, Progress, ScaledAdapter, Variant
-from agent.training.process import run_worker
+from agent.training.process import Workers, run_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ async def measure(
     text: PreparedText,
     variants: Mapping[str, tuple[Path, ...]],
     *,
+    workers: Workers = run_worker,
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> EvaluateResult:
@@ -73,7 +74,7 @@ async def measure(
         ),
         max_windows=settings.max_heldout_windows,
     )
-    return await run_worker(job, on_progress=on_progress, on_start=on_start)
+    return await workers(job, on_progress=on_progress, on_start=on_start)
 
 
 def personal_adapter(trained: Adapter, community: Adapter) -> Adapter:
@@ -101,6 +102,7 @@ async def keep_personal(
     release: str,
     trained: str,
     community_loss: float | None,
+    workers: Workers = run_worker,
     on_start: Callable[[int], None] | None = None,
 ) -> tuple[float, float]:
     """Make the personal adapter anew for a release, and keep it if it helps on held-out text.
@@ -121,7 +123,8 @@ async def keep_personal(
     if community_loss is None:
         variants["community"] = (community,)
     losses = {"community": community_loss or 0.0}
-    losses.update((await measure(membership, settings, text, variants, on_start=on_start)).losses)
+    result = await measure(membership, settings, text, variants, workers=workers, on_start=on_start)
+    losses.update(result.losses)
     if losses["personal"] < losses["community"]:
         fresh.replace(files.personal)
     else:

@@ -21,7 +21,7 @@ from agent.llm.adapter import Adapter, from_bytes, read_adapter
 from agent.paths import BlobStore, write_atomically
 from agent.settings import DeviceSettings
 from agent.training.job import PlanResult, Progress, TrainJob, TrainResult
-from agent.training.process import run_worker
+from agent.training.process import Workers, run_worker
 from agent.transport.outbox import Outbox
 from agent.transport.topics import Topics
 from agent.update.delta import start_for_rank
@@ -100,6 +100,7 @@ async def learn(
     round_number: int,
     release: Manifest,
     seal_key: bytes,
+    workers: Workers = run_worker,
     pause: asyncio.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -122,7 +123,14 @@ async def learn(
     start_path = directory / "start.safetensors"
     write_atomically(start_path, start.to_bytes())
     fitted = await plan_round(
-        membership, settings, text, rank=start.rank, directory=directory, pause=pause, on_start=on_start
+        membership,
+        settings,
+        text,
+        rank=start.rank,
+        directory=directory,
+        workers=workers,
+        pause=pause,
+        on_start=on_start,
     )
     job = training_job(
         membership,
@@ -134,7 +142,7 @@ async def learn(
         directory=directory,
         fitted=fitted,
     )
-    result = await run_worker(job, pause=pause, on_progress=on_progress, on_start=on_start)
+    result = await workers(job, pause=pause, on_progress=on_progress, on_start=on_start)
     trained = read_adapter(result.adapter_path)
     packed = pack_update(
         membership,

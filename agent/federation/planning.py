@@ -12,7 +12,7 @@ from agent.federation.store import Membership
 from agent.federation.text import PreparedText
 from agent.settings import DeviceSettings
 from agent.training.job import PlanJob, PlanResult
-from agent.training.process import run_worker
+from agent.training.process import Workers, run_worker
 
 
 def require_fit(plan: PlanResult) -> PlanResult:
@@ -36,6 +36,7 @@ async def plan_round(
     *,
     rank: int,
     directory: Path,
+    workers: Workers = run_worker,
     pause: asyncio.Event | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> PlanResult | None:
@@ -63,5 +64,5 @@ async def plan_round(
         trunk_cache=False,
     )
     return require_fit(
-        await once(directory / "plan.json", job, PlanResult, lambda: run_worker(job, pause=pause, on_start=on_start))
+        await once(directory / "plan.json", job, PlanResult, lambda: workers(job, pause=pause, on_start=on_start))
     )

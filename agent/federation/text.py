@@ -16,7 +16,7 @@ from agent.federation.store import DeviceStore, Membership
 from agent.paths import write_atomically
 from agent.settings import DeviceSettings
 from agent.training.job import PrepareJob, Progress
-from agent.training.process import run_worker
+from agent.training.process import Workers, run_worker
 
 _FORM = 2
 """How windows are made and kept; another number where that changes, so that older ones are made anew."""
@@ -57,9 +57,10 @@ async def prepare_text(
     settings: DeviceSettings,
     sources: Iterable[Path],
     *,
+    workers: Workers = run_worker,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreparedText:
-    """Give the windows of the owner's text.
+    """Give the windows of the owner's text, made by ``workers`` where they are not here yet.
 
     Raises:
         NoTextError: there is no source, or too little text in them.
@@ -87,7 +88,7 @@ async def prepare_text(
         holdout_fraction=settings.holdout_fraction,
         filter_secrets=settings.filter_secrets,
     )
-    result = await run_worker(job, on_progress=on_progress)
+    result = await workers(job, on_progress=on_progress)
     prepared = PreparedText(
         train=result.train_path,
         heldout=result.heldout_path,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import overload
+from typing import Protocol, TypedDict, Unpack, overload
 
 from pydantic import ValidationError
 
@@ -39,46 +39,37 @@ STDERR_TAIL_LINES = 40
 _LINE_LIMIT = 4 << 20
 
 
+class WorkerOptions(TypedDict, total=False):
+    """What may be said beside a job; :func:`run_worker` has the meaning of each."""
+
+    on_progress: Callable[[Progress], None] | None
+    pause: asyncio.Event | None
+    grace_seconds: float
+    environment: Mapping[str, str] | None
+    on_start: Callable[[int], None] | None
+
+
+class Workers(Protocol):
+    """Whatever does jobs: :func:`run_worker`, or what stands in for it where nothing is to be trained."""
+
+    @overload
+    async def __call__(self, job: TrainJob, **options: Unpack[WorkerOptions]) -> TrainResult: ...
+    @overload
+    async def __call__(self, job: PrepareJob, **options: Unpack[WorkerOptions]) -> PrepareResult: ...
+    @overload
+    async def __call__(self, job: PlanJob, **options: Unpack[WorkerOptions]) -> PlanResult: ...
+    @overload
+    async def __call__(self, job: EvaluateJob | MeasureJob, **options: Unpack[WorkerOptions]) -> EvaluateResult: ...
+
+
 @overload
-async def run_worker(
-    job: TrainJob,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-    pause: asyncio.Event | None = None,
-    grace_seconds: float = GRACE_SECONDS,
-    environment: Mapping[str, str] | None = None,
-    on_start: Callable[[int], None] | None = None,
-) -> TrainResult: ...
+async def run_worker(job: TrainJob, **options: Unpack[WorkerOptions]) -> TrainResult: ...
 @overload
-async def run_worker(
-    job: PrepareJob,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-    pause: asyncio.Event | None = None,
-    grace_seconds: float = GRACE_SECONDS,
-    environment: Mapping[str, str] | None = None,
-    on_start: Callable[[int], None] | None = None,
-) -> PrepareResult: ...
+async def run_worker(job: PrepareJob, **options: Unpack[WorkerOptions]) -> PrepareResult: ...
 @overload
-async def run_worker(
-    job: PlanJob,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-    pause: asyncio.Event | None = None,
-    grace_seconds: float = GRACE_SECONDS,
-    environment: Mapping[str, str] | None = None,
-    on_start: Callable[[int], None] | None = None,
-) -> PlanResult: ...
+async def run_worker(job: PlanJob, **options: Unpack[WorkerOptions]) -> PlanResult: ...
 @overload
-async def run_worker(
-    job: EvaluateJob | MeasureJob,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-    pause: asyncio.Event | None = None,
-    grace_seconds: float = GRACE_SECONDS,
-    environment: Mapping[str, str] | None = None,
-    on_start: Callable[[int], None] | None = None,
-) -> EvaluateResult: ...
+async def run_worker(job: EvaluateJob | MeasureJob, **options: Unpack[WorkerOptions]) -> EvaluateResult: ...
 async def run_worker(
     job: Job,
     *,

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-import agent.federation.learning
-import agent.federation.planning
 from agent.crypto.sealing import SealKey
 from agent.errors import DoesNotFitError, TrainingPausedError
 from agent.federation.learning import Learned, learn
@@ -18,8 +16,8 @@ from agent.federation.store import open_device_store
 from agent.federation.text import prepare_text
 from agent.paths import Home
 from agent.settings import DeviceSettings
-from agent.training.job import PlanJob, PlanResult, Progress, TrainJob, TrainResult
-from agent.training.process import run_worker
+from agent.training.job import PlanJob, Progress, TrainJob
+from agent.training.process import Workers, run_worker
 from tests.federation.alone.plans import plan
 from tests.member import Member, make_member
 
@@ -35,27 +33,25 @@ def member(tmp_path_factory: pytest.TempPathFactory, tiny_q8: Path) -> Member:
     return make_member(Home(root / "home"), tiny_q8, text=text)
 
 
-class Workers:
-    """Notes what workers are asked to do; plans are made up, and trainings are short."""
+class Notes:
+    """Workers that note what they are asked to do; plans are made up, and trainings are short."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **made_up: Any) -> None:
+    def __init__(self, **made_up: Any) -> None:
         self.planned: list[PlanJob] = []
         self.trained: list[TrainJob] = []
         self._plan = plan(**made_up)
-        monkeypatch.setattr(agent.federation.planning, "run_worker", self._run_plan)
-        monkeypatch.setattr(agent.federation.learning, "run_worker", self._run_training)
 
-    async def _run_plan(self, job: PlanJob, **_options: object) -> PlanResult:
-        self.planned.append(job)
-        return self._plan
-
-    async def _run_training(self, job: TrainJob, **options: Any) -> TrainResult:
+    async def __call__(self, job: Any, **options: Any) -> Any:
+        if isinstance(job, PlanJob):
+            self.planned.append(job)
+            return self._plan
+        assert isinstance(job, TrainJob)
         self.trained.append(job)
         return await run_worker(job.model_copy(update={"steps": 2, "batch_size": 2}), **options)
 
 
 async def learnt(
-    member: Member, settings: DeviceSettings, number: int, *, pause: asyncio.Event | None = None
+    member: Member, settings: DeviceSettings, number: int, *, workers: Workers, pause: asyncio.Event | None = None
 ) -> Learned:
     """Learn for a round; with a pause, only until the first step is done."""
 
@@ -78,19 +74,18 @@ async def learnt(
             round_number=number,
             release=Manifest(number=2, sha256=adopted[1], parent="", size=size, round=2),
             seal_key=KEY.public,
+            workers=workers,
             pause=pause,
             on_progress=stop,
         )
 
 
 @pytest.mark.slow
-async def test_a_round_within_a_memory_limit_goes_on_with_the_plan_that_it_began_with(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workers = Workers(monkeypatch)
+async def test_a_round_within_a_memory_limit_goes_on_with_the_plan_that_it_began_with(member: Member) -> None:
+    workers = Notes()
     with pytest.raises(TrainingPausedError):
-        await learnt(member, LIMITED, 3, pause=asyncio.Event())
-    learned = await learnt(member, LIMITED, 3)
+        await learnt(member, LIMITED, 3, workers=workers, pause=asyncio.Event())
+    learned = await learnt(member, LIMITED, 3, workers=workers)
     assert [job.memory_mb for job in workers.planned] == [400]
     assert (workers.planned[0].rank, workers.planned[0].heldout_path, workers.planned[0].trunk_cache) == (
         4,
@@ -109,24 +104,22 @@ async def test_a_round_within_a_memory_limit_goes_on_with_the_plan_that_it_began
 
 
 @pytest.mark.slow
-async def test_without_a_limit_nothing_is_planned(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers = Workers(monkeypatch)
-    learned = await learnt(member, DeviceSettings(compute="float32"), 4)
+async def test_without_a_limit_nothing_is_planned(member: Member) -> None:
+    workers = Notes()
+    learned = await learnt(member, DeviceSettings(compute="float32"), 4, workers=workers)
     assert workers.planned == []
     assert (workers.trained[0].micro_batch, workers.trained[0].checkpointing) == (None, False)
     assert learned.norm > 0
 
 
-async def test_a_round_that_does_not_fit_says_so_and_is_not_planned_again(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workers = Workers(monkeypatch, fits=False, peak_mb=500.0, instead=("Give it more memory.", "Use a smaller base."))
+async def test_a_round_that_does_not_fit_says_so_and_is_not_planned_again(member: Member) -> None:
+    workers = Notes(fits=False, peak_mb=500.0, instead=("Give it more memory.", "Use a smaller base."))
     for _ in range(2):
         with pytest.raises(DoesNotFitError, match=r"needs 500 MiB .* may take 400 MiB") as caught:
-            await learnt(member, LIMITED, 5)
+            await learnt(member, LIMITED, 5, workers=workers)
         assert caught.value.advice == "Give it more memory. Use a smaller base."
     assert len(workers.planned) == 1
     assert workers.trained == []
     with pytest.raises(DoesNotFitError):
-        await learnt(member, DeviceSettings(memory_mb=300), 5)
+        await learnt(member, DeviceSettings(memory_mb=300), 5, workers=workers)
     assert [job.memory_mb for job in workers.planned] == [400, 300]
