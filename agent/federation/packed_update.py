@@ -57,7 +57,7 @@ def pack_update(
         steps=result.steps,
         seed=result.seed,
     )
-    body = encode_update(header, delta, charter.compression)
+    body = encode_update(header, delta, charter.compression, density=charter.density)
     sealed = wrap_update(
         body,
         seal_key=seal_key,

@@ -61,11 +61,17 @@ class Delta:
         return all(bool(np.isfinite(f.a).all() and np.isfinite(f.b).all()) for f in self.modules.values())
 
 
-def difference(start: Adapter, trained: Adapter) -> Delta:
+def difference(start: Adapter, trained: Adapter, factors: Factors = "both") -> Delta:
     """Give what training changed.
 
+    Args:
+        start: where it began.
+        trained: where it ended.
+        factors: which factors it was to change.
+
     Raises:
-        AdapterError: the two adapters are not of one base, rank, scaling and set of modules.
+        AdapterError: the two adapters are not of one base, rank, scaling and set of modules, or a factor was changed
+            that was frozen.
     """
     same = (
         start.rank == trained.rank
@@ -79,7 +85,9 @@ def difference(start: Adapter, trained: Adapter) -> Delta:
         name: LoraFactors(a=after.a - start.modules[name].a, b=after.b - start.modules[name].b)
         for name, after in sorted(trained.modules.items())
     }
-    return Delta(rank=start.rank, modules=modules)
+    if any((f.a if factors == "b" else f.b).any() for f in modules.values() if factors != "both"):
+        raise AdapterError("training changed a factor that was frozen in this round", advice=_ANOTHER_START)
+    return Delta(rank=start.rank, modules=modules, factors=factors)
 
 
 def apply(start: Adapter, delta: Delta) -> Adapter:
@@ -111,7 +119,7 @@ def clip(delta: Delta, max_norm: float) -> Delta:
         name: LoraFactors(a=(f.a * factor).astype(np.float32), b=(f.b * factor).astype(np.float32))
         for name, f in delta.modules.items()
     }
-    return Delta(rank=delta.rank, modules=modules)
+    return Delta(rank=delta.rank, modules=modules, factors=delta.factors)
 
 
 def start_for_rank(community: Adapter, rank: int) -> Adapter:

@@ -1,98 +1,139 @@
-"""Blockwise int8 with stochastic rounding: a quarter of the bytes, and no bias.
+"""Blockwise codes for numbers: small integers times a step that each block of 512 numbers has for itself.
 
-Numbers are taken in blocks of 64. A block has one scale, its largest magnitude over 127, and each number becomes an
-int8 code that is rounded up or down at random with the odds that keep its expectation exact (Alistarh et al. 2017,
-*QSGD*, section 3.1), so that the errors of many devices cancel in their mean.
+A step is a share of the largest one, in sixteenths of an octave: a byte a block, whatever the tensors' magnitudes, and
+no byte that a decoder would have to refuse. Steps are rounded upwards, so no code overflows.
 
-A scale is a float16 share of its tensor's float32 peak, always rounded upwards so that no code overflows; the share
-keeps tensors of very different magnitude out of each other's way.
+Numbers become codes by stochastic rounding, up or down with the odds that keep the expectation exact (Alistarh et al.
+2017, *QSGD*, section 3.1), so that the errors of many devices cancel in their mean; or by rounding to the nearest, with
+half the squared error, where what is lost is kept and sent later.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.llm.adapter import FloatArray
 
-BLOCK = 64
+BLOCK = 512
 MAX_MAGNITUDE = 1e30
-"""Beyond this a tensor is refused: no training gives it, and products with it would overflow."""
+"""Beyond this a number is refused: no training gives it, and products with it would overflow."""
+MIN_STEP = 1e-30
+"""The smallest largest step: arithmetic with it stays among normal float32 numbers."""
 
-_TOP = 127
+_OCTAVE = 16
+
+
+def _shares() -> FloatArray:
+    """Give 2 ^ (-i / 16) for each byte, by square roots: these round alike on every machine, powers need not."""
+    root = math.sqrt(math.sqrt(math.sqrt(math.sqrt(0.5))))
+    shares = [1.0]
+    for index in range(1, 256):
+        shares.append(shares[index - _OCTAVE] / 2 if index >= _OCTAVE else shares[-1] * root)
+    return np.array(shares, np.float32)
+
+
+SHARES = _shares()
+"""What a block's byte stands for, as a share of the largest step; float32, descending from 1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Blocks:
-    """Several tensors, quantised one after another; each begins a block of its own.
+class Blocks:
+    """Numbers in codes.
 
     Attributes:
-        peaks: float32, the largest magnitude of each tensor.
-        shares: float16 in [0, 1], one a block: its scale's share of the tensor's peak.
-        codes: int8 in [-127, 127], shape ``(blocks, 64)``; the last block of a tensor is filled up with zeros.
+        step: the largest step, from ``MIN_STEP`` to ``MAX_MAGNITUDE``.
+        shares: uint8, one a block: index into ``SHARES``.
+        codes: int8, shape ``(blocks, 512)``; the last block is filled up with zeros.
     """
 
-    peaks: FloatArray
-    shares: NDArray[np.float16]
+    step: np.float32
+    shares: NDArray[np.uint8]
     codes: NDArray[np.int8]
 
+    def steps(self, weight: float = 1.0) -> FloatArray:
+        """Give each block's step times a weight; float32, shape ``(blocks, 1)``."""
+        return (SHARES[self.shares] * np.float32(float(self.step) * weight))[:, None]
 
-def block_counts(sizes: Sequence[int]) -> list[int]:
-    """Give how many blocks each tensor of so many numbers takes."""
-    return [-(-size // BLOCK) for size in sizes]
+
+def block_count(size: int) -> int:
+    """Give how many blocks so many numbers take."""
+    return -(-size // BLOCK)
 
 
-def quantise(tensors: Sequence[FloatArray], rng: np.random.Generator) -> Int8Blocks:
-    """Quantise tensors of finite float32.
+def quantise(flat: FloatArray, *, top: int, coarseness: float = 0.0, rng: np.random.Generator | None = None) -> Blocks:
+    """Give the codes of finite float32 numbers.
 
     Args:
-        tensors: any shapes, none empty.
-        rng: decides the rounding; the same state gives the same codes.
+        flat: one dimension, any length.
+        top: largest code; a block's step is its largest magnitude over this at least.
+        coarseness: a block's step is its root mean square times this at least. For a given root mean square, normally
+            distributed numbers take the most bits, so this bounds what an entropy coder needs, whatever the numbers:
+            0.5 * log2(2 * pi * e) - log2(coarseness) bits a number, and a little for the rounding.
+        rng: decides stochastic rounding; rounds to the nearest if None.
 
     Raises:
         ValueError: a number is larger than ``MAX_MAGNITUDE``.
     """
-    blocks = block_counts([tensor.size for tensor in tensors])
-    flat = np.zeros((sum(blocks), BLOCK), np.float32)
-    for tensor, (start, _) in zip(tensors, pairwise(np.cumsum([0, *blocks]).tolist()), strict=True):
-        flat.reshape(-1)[start * BLOCK : start * BLOCK + tensor.size] = tensor.reshape(-1)
-    highest = np.abs(flat).max(axis=1, initial=0.0)
-    firsts = np.cumsum([0, *blocks])[:-1]
-    peaks = np.maximum.reduceat(highest, firsts) if len(firsts) else np.empty(0, np.float32)
+    count = block_count(flat.size)
+    padded = np.zeros((count, BLOCK), np.float32)
+    padded.reshape(-1)[: flat.size] = flat
+    peaks = np.abs(padded).max(axis=1, initial=0.0)
     if (peaks > MAX_MAGNITUDE).any():
         raise ValueError("a number is too large to be quantised")
-    shares = _shares(highest, np.repeat(peaks, blocks))
-    scales = _scales(peaks, shares, blocks).astype(np.float64)
-    steps = np.divide(flat, scales[:, None], out=np.zeros(flat.shape), where=scales[:, None] > 0)
-    lower = np.floor(steps)
-    codes = lower + (rng.random(flat.shape) < steps - lower)
-    return Int8Blocks(peaks=peaks, shares=shares, codes=np.clip(codes, -_TOP, _TOP).astype(np.int8))
+    wanted = peaks.astype(np.float64) / top
+    if coarseness:
+        wanted = np.maximum(wanted, coarseness * np.sqrt(np.mean(padded.astype(np.float64) ** 2, axis=1)))
+    step = np.float32(max(float(wanted.max(initial=0.0)), MIN_STEP))
+    shares = _shares_above(wanted / float(step))
+    scaled = padded / (SHARES[shares] * step)[:, None]
+    if rng is None:
+        codes = np.rint(scaled)
+    else:
+        codes = np.floor(scaled)
+        codes += rng.random(scaled.shape, np.float32) < scaled - codes
+    return Blocks(step=step, shares=shares, codes=np.clip(codes, -top, top).astype(np.int8))
 
 
-def dequantise(blocks: Int8Blocks, shapes: Sequence[tuple[int, ...]]) -> list[FloatArray]:
-    """Give float32 tensors of these shapes; they are views of one array."""
-    counts = block_counts([math.prod(shape) for shape in shapes])
-    scales = _scales(blocks.peaks, blocks.shares, counts)
-    flat = (blocks.codes * scales[:, None]).reshape(-1)
-    tensors = []
-    for shape, start in zip(shapes, np.cumsum([0, *counts]).tolist(), strict=False):
-        tensors.append(flat[start * BLOCK : start * BLOCK + math.prod(shape)].reshape(shape))
-    return tensors
+def _shares_above(wanted: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Give for each block the smallest share that is not below what it wants."""
+    ascending = SHARES[::-1].astype(np.float64)
+    found = np.searchsorted(ascending, wanted, side="left")
+    return (len(SHARES) - 1 - np.minimum(found, len(SHARES) - 1)).astype(np.uint8)
 
 
-def _shares(highest: FloatArray, peaks: FloatArray) -> NDArray[np.float16]:
-    """Give each block's share of its tensor's peak in float16, rounded upwards."""
-    exact = np.divide(highest, peaks, out=np.zeros_like(highest, dtype=np.float64), where=peaks > 0, dtype=np.float64)
-    near = exact.astype(np.float16)
-    up = np.nextafter(near, np.float16(np.inf))
-    return np.where(near < exact, up, near).astype(np.float16)
+def dequantise(blocks: Blocks, size: int) -> FloatArray:
+    """Give the first ``size`` numbers, float32."""
+    numbers = blocks.codes.astype(np.float32)
+    numbers *= blocks.steps()
+    return numbers.reshape(-1)[:size]
 
 
-def _scales(peaks: FloatArray, shares: NDArray[np.float16], counts: Sequence[int]) -> FloatArray:
-    """Give each block's step between codes, float32; never so large that 127 of them overflow."""
-    return (np.repeat(peaks, counts) / np.float32(_TOP) * shares).astype(np.float32)
+def accumulate(blocks: Blocks, into: FloatArray, weight: float) -> None:
+    """Add ``weight`` times the numbers to a running sum, a piece that stays in a core's cache at a time.
+
+    Args:
+        blocks: of as many numbers as ``into`` has.
+        into: float32, one dimension, contiguous; changed in place.
+        weight: of these numbers in the sum.
+    """
+    steps = blocks.steps(weight)
+    tile = np.empty((_TILE, BLOCK), np.float32)
+    whole = into.size // BLOCK
+    rows = into[: whole * BLOCK].reshape(whole, BLOCK)
+    for start in range(0, whole, _TILE):
+        end = min(start + _TILE, whole)
+        part = tile[: end - start]
+        np.copyto(part, blocks.codes[start:end])
+        part *= steps[start:end]
+        rows[start:end] += part
+    rest = into[whole * BLOCK :]
+    if rest.size:
+        rest += blocks.codes[whole, : rest.size] * steps[whole]
+
+
+_TILE = 64
+"""Blocks at a time: 128 KiB of float32."""
