@@ -10,20 +10,17 @@ import secrets
 from dataclasses import dataclass
 from functools import partial
 
-from threadpoolctl import threadpool_limits
-
 from agent.crypto.sealing import KEY_BYTES
 from agent.errors import MergeError
 from agent.events import Value
 from agent.federation.messages import Manifest
 from agent.governance.charter import Charter
-from agent.hub.merge.rule import load_rule, merge
+from agent.hub.merge.rule import Contribution, load_rule, merge
 from agent.hub.rounds import RoundState, after_merge
 from agent.hub.store import HubStore, ReleaseRow, UpdateRow
 from agent.hub.weights import capped_weights
 from agent.llm.adapter import Adapter, from_bytes
 from agent.paths import BlobStore
-from agent.update.delta import Delta
 from agent.update.wire import decode_update
 
 
@@ -52,9 +49,13 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         row.device: partial(_read, blobs, row, weight, community=community, charter=config.charter)
         for row, weight in zip(rows, weights, strict=True)
     }
-    # One thread: then the last bits of a sum do not depend on the number of cores, and BLAS does not spin.
-    with threadpool_limits(limits=1, user_api="blas"):
-        merged = merge(load_rule(config.charter.merge_rule), community, readers, store.fact("carry") or b"")
+    merged = merge(
+        load_rule(config.charter.merge_rule),
+        community,
+        readers,
+        store.fact("carry") or b"",
+        outer=config.charter.outer,
+    )
     data = merged.adapter.to_bytes()
     manifest = Manifest(
         number=release.manifest.number + 1,
@@ -84,10 +85,8 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     return MergeOutcome(release=candidate, report=report)
 
 
-def _read(
-    blobs: BlobStore, row: UpdateRow, weight: float, *, community: Adapter, charter: Charter
-) -> tuple[Delta, float]:
+def _read(blobs: BlobStore, row: UpdateRow, weight: float, *, community: Adapter, charter: Charter) -> Contribution:
     """Read a counted update back from the disk."""
     data = blobs.get(row.update_id)
     _header, delta = decode_update(data, expected=community.shapes, max_rank=charter.rank, max_bytes=len(data))
-    return delta, weight
+    return Contribution(delta=delta, weight=weight)

@@ -36,6 +36,10 @@ class Product:
         """The inner dimension, which bounds the rank."""
         return int(self.left.shape[1])
 
+    def scaled(self, factor: float) -> Product:
+        """Give ``factor`` times the matrix."""
+        return Product(left=factor * self.left, right=self.right)
+
 
 @dataclass(frozen=True, slots=True)
 class Components:
@@ -75,6 +79,30 @@ def decompose(product: Product) -> Components:
         u, vt = left_q @ small_u, small_vt @ right_q.T
     signs = _signs(u)
     return Components(u=u * signs, s=s, vt=vt * signs[:, None])
+
+
+def truncate(products: Sequence[Product], rank: int) -> list[Product]:
+    """Give the best product of at most this rank for a sum of products (Eckart and Young 1936); none for nothing."""
+    if not products or not rank:
+        return []
+    whole = stack(products)
+    if whole.rank <= rank:
+        return [whole]
+    return [balanced(decompose(whole), 0, rank)]
+
+
+def balanced(components: Components, first: int, last: int) -> Product:
+    """Give components ``first`` to ``last`` as a product in which each factor has the root of the singular value."""
+    roots = np.sqrt(components.s[first:last])
+    return Product(left=components.u[:, first:last] * roots, right=roots[:, None] * components.vt[first:last])
+
+
+def sum_of_squares(products: Sequence[Product]) -> float:
+    """Give the squared Frobenius norm of a sum of products."""
+    if not products:
+        return 0.0
+    whole = stack(products)
+    return max(0.0, float(np.sum((whole.left.T @ whole.left) * (whole.right @ whole.right.T))))
 
 
 class Sum:

@@ -17,12 +17,24 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
+from threadpoolctl import threadpool_limits
+
 from agent.errors import MergeError
+from agent.governance.charter import OuterOptimiser
+from agent.hub.merge.outer import PLAIN
 from agent.llm.adapter import Adapter
 from agent.update.delta import Delta, Factors
 
 ENTRY_POINTS = "bramble.merge_rules"
-_BUILT_IN = (EntryPoint(name="stack", value="agent.hub.merge.stack:StackRule", group=ENTRY_POINTS),)
+_BUILT_IN = tuple(
+    EntryPoint(name=name, value=f"agent.hub.merge.{value}", group=ENTRY_POINTS)
+    for name, value in (
+        ("alternate", "linear:AlternateRule"),
+        ("fedavg", "linear:FedAvgRule"),
+        ("ffa", "linear:FfaRule"),
+        ("stack", "stack:StackRule"),
+    )
+)
 """Found whatever is installed, and never replaced: a charter that names them means them."""
 
 
@@ -36,7 +48,8 @@ class MergeReport:
     Attributes:
         updates: how many were merged.
         weights: their weights, which sum to 1, in the order in which they were added.
-        norms: the Frobenius norm of each one's change of the weights, scaling included, in that order.
+        norms: the norm of each one's change, in that order: a rule says of what.
+        cosines: how each one's change lies to the mean change, in that order; estimates where a rule says so.
         released_energy: share that is in the new adapter.
         carried_energy: share that is kept for the next round.
         discarded_energy: share that is in neither.
@@ -45,6 +58,7 @@ class MergeReport:
     updates: int
     weights: tuple[float, ...]
     norms: tuple[float, ...]
+    cosines: tuple[float, ...]
     released_energy: float = 1.0
     carried_energy: float = 0.0
     discarded_energy: float = 0.0
@@ -66,18 +80,35 @@ class Merged:
     report: MergeReport
 
 
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One update as a merge takes it.
+
+    Attributes:
+        delta: what the device changed.
+        weight: positive; only its share of the sum of all weights counts.
+        start: the older release that it started from, where it is not the community's adapter.
+    """
+
+    delta: Delta
+    weight: float
+    start: Adapter | None = None
+
+
 class Accumulator(Protocol):
     """One merge under way."""
 
-    def add(self, delta: Delta, weight: float) -> None:
+    def add(self, delta: Delta, weight: float, *, start: Adapter | None = None) -> None:
         """Fold in one update.
 
         Args:
-            delta: the change from ``start_for_rank(community, delta.rank)``; not kept, not altered.
+            delta: the change from ``start_for_rank(start or community, delta.rank)``; not kept, not altered.
             weight: positive; only its share of the sum of all weights counts.
+            start: the older release that the update started from, where it is not the community's adapter.
 
         Raises:
-            MergeError: the delta does not fit the community adapter, or the weight is not positive.
+            MergeError: the delta does not fit the adapter that it started from, that one is not of the community's
+                form, factors were trained that the rule does not merge, or the weight is not positive.
         """
         ...
 
@@ -99,6 +130,14 @@ class MergeRule(Protocol):
         """The entry point's name, as a charter names it."""
         ...
 
+    @property
+    def linear(self) -> bool:
+        """Whether the next adapter follows from the weighted sum of all deltas, and of the weights, alone.
+
+        A hub that is to see nothing but sums can merge by such rules only.
+        """
+        ...
+
     def factors(self, round_number: int) -> Factors:
         """Say which factors devices train in a round.
 
@@ -107,12 +146,13 @@ class MergeRule(Protocol):
         """
         ...
 
-    def start(self, community: Adapter, carry: bytes = b"") -> Accumulator:
+    def start(self, community: Adapter, carry: bytes = b"", *, outer: OuterOptimiser = PLAIN) -> Accumulator:
         """Begin a merge.
 
         Args:
             community: the adapter that the updates started from.
             carry: what the merge that made this adapter left, or nothing.
+            outer: what becomes of the mean change (:mod:`agent.hub.merge.outer`).
 
         Raises:
             MergeError: the carry is not one of this rule's, or does not belong to such an adapter.
@@ -121,24 +161,33 @@ class MergeRule(Protocol):
 
 
 def merge(
-    rule: MergeRule, community: Adapter, updates: Mapping[str, Callable[[], tuple[Delta, float]]], carry: bytes = b""
+    rule: MergeRule,
+    community: Adapter,
+    updates: Mapping[str, Callable[[], Contribution]],
+    carry: bytes = b"",
+    *,
+    outer: OuterOptimiser = PLAIN,
 ) -> Merged:
     """Merge updates in order of device id, reading one at a time.
 
+    BLAS is held to one thread: then the last bits of a sum do not depend on the number of cores, and it does not spin.
+
     Args:
         rule: how.
-        community: the adapter that all of them started from.
-        updates: by device id, what reads its delta and weight.
+        community: the adapter that is merged into.
+        updates: by device id (or whatever else is unique and orders them), what reads each.
         carry: what the last merge left.
+        outer: what becomes of the mean change.
 
     Raises:
         MergeError: there are no updates, or one does not fit.
     """
-    accumulator = rule.start(community, carry)
-    for device in sorted(updates):
-        delta, weight = updates[device]()
-        accumulator.add(delta, weight)
-    return accumulator.finish()
+    with threadpool_limits(limits=1, user_api="blas"):
+        accumulator = rule.start(community, carry, outer=outer)
+        for device in sorted(updates):
+            update = updates[device]()
+            accumulator.add(update.delta, update.weight, start=update.start)
+        return accumulator.finish()
 
 
 def load_rule(name: str) -> MergeRule:

@@ -6,6 +6,7 @@ import pytest
 
 from agent.errors import MergeError
 from agent.hub.merge import rule as rules
+from agent.hub.merge.outer import PLAIN
 from agent.hub.merge.rule import MergeRule, load_rule, merge
 from agent.hub.merge.stack import StackRule
 from agent.testing import BrokenPromiseError, check_merge_rule, random_adapter
@@ -30,7 +31,7 @@ def test_a_built_in_rule_needs_no_installation_and_cannot_be_replaced(monkeypatc
 
 def test_an_unknown_rule_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, other="agent.hub.merge.stack:StackRule")
-    with pytest.raises(MergeError, match=r"'median' \(installed: other, stack\)"):
+    with pytest.raises(MergeError, match=r"'median' \(installed: alternate, fedavg, ffa, other, stack\)"):
         load_rule("median")
 
 
@@ -48,8 +49,8 @@ def test_a_merge_without_updates_is_refused() -> None:
 
 def test_the_kit_names_the_promise_that_a_rule_breaks() -> None:
     class Forgetful(StackRule):
-        def start(self, community, carry=b""):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-            return super().start(random_adapter(seed=len(carry), alpha=community.alpha + 1))
+        def start(self, community, carry=b"", *, outer=PLAIN):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            return super().start(random_adapter(seed=len(carry), alpha=community.alpha + 1), outer=outer)
 
     with pytest.raises(BrokenPromiseError, match="rank, alpha, base"):
         check_merge_rule(Forgetful())

@@ -1,0 +1,86 @@
+"""How much each update agrees with the mean of its round, without reading any of them twice.
+
+The mean is known only after the last update, so each update leaves a short random sketch, linear in what was changed:
+the mean's sketch is the mean of the sketches, and inner products of sketches estimate those of what they stand for
+(Johnson and Lindenstrauss 1984; with random signs: Achlioptas 2003). About ``NUMBERS`` numbers an update are kept, and
+a cosine is known to a few hundredths, which is enough to see who pulls another way. The signs come from fixed seeds, so
+the same updates give the same cosines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.hub.merge.factors import Product
+from agent.llm.adapter import FloatArray, ModulePath
+
+NUMBERS = 1024
+"""In one sketch, about: 4 KB an update, far below what the update itself takes."""
+
+
+def signs(*shape: int, seed: int) -> FloatArray:
+    """Give random signs, float32: the same for the same shape and seed."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return (2 * rng.integers(0, 2, size=shape, dtype=np.int8) - 1).astype(np.float32)
+
+
+class VectorSketcher:
+    """Sketches vectors of one length: sums of runs of neighbours with random signs.
+
+    Args:
+        length: of every vector.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._run = max(1, math.ceil(length / NUMBERS))
+        self._whole = length // self._run
+        self._signs = signs(self._run, seed=1)
+
+    def sketch(self, vector: NDArray[np.floating]) -> FloatArray:
+        """Give the sketch of a vector, shape ``(about NUMBERS,)``."""
+        head = vector[: self._whole * self._run].reshape(self._whole, self._run)
+        tail = vector[self._whole * self._run :]
+        return np.append(head @ self._signs, tail @ self._signs[: tail.size]).astype(np.float32)
+
+
+class ProductSketcher:
+    """Sketches changes of many layers: each product between a few random vectors on either side.
+
+    Args:
+        shapes: ``(out, in)`` of each layer.
+    """
+
+    def __init__(self, shapes: Mapping[ModulePath, tuple[int, int]]) -> None:
+        self._probes = max(4, math.ceil(math.sqrt(NUMBERS / max(1, len(shapes)))))
+        self._sides = {
+            name: (signs(self._probes, out, seed=2 * index), signs(in_, self._probes, seed=2 * index + 1))
+            for index, (name, (out, in_)) in enumerate(shapes.items())
+        }
+
+    def sketch(self, changes: Mapping[ModulePath, Sequence[Product]]) -> FloatArray:
+        """Give the sketch of one update, shape ``(layers * probes**2,)``; a layer that lacks did not change."""
+        found = np.zeros((len(self._sides), self._probes, self._probes))
+        for index, (name, (left, right)) in enumerate(self._sides.items()):
+            for part in changes.get(name, ()):
+                found[index] += (left @ part.left) @ (part.right @ right)
+        return found.reshape(-1).astype(np.float32)
+
+
+def cosines(sketches: Sequence[FloatArray], shares: Sequence[float]) -> tuple[float, ...]:
+    """Give the cosine of each sketched thing with the mean of all; 0 where one of the two is nothing.
+
+    Args:
+        sketches: of each, made by the same sketcher.
+        shares: what each counts in the mean.
+    """
+    if not sketches:
+        return ()
+    every = np.array(sketches, dtype=np.float64)
+    mean = np.asarray(shares) @ every
+    lengths = np.linalg.norm(every, axis=1) * np.linalg.norm(mean)
+    found = np.divide(every @ mean, lengths, out=np.zeros(len(every)), where=lengths > 0)
+    return tuple(np.clip(found, -1.0, 1.0).tolist())
