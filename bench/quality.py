@@ -1,0 +1,442 @@
+"""What the community gains by each merge rule and compression: ten speakers of Shakespeare on the seedling, non-IID.
+
+    python bench/quality.py --json FILE [--plot PNG] [--seeds N] [--rules a,b] [--compressions c,d] [--rounds N]
+    (- for standard output; progress on standard error; about 80 minutes with the defaults on two cores)
+
+Each of ten devices holds what one character says. In every round each trains from the release on its own text by the
+product's own training engine; its update is clipped, compressed and encoded as it would travel, decoded as the hub
+decodes it, and merged by the product's rules. Losses are means over what all devices held back, so that a device that
+learns nothing but its own text gains little. All runs of a seed begin with the same adapter and see the same windows:
+
+- ``base``: the seedling as it is; the zero of ``gain_fraction``;
+- ``centralised``: all text in one place, as many steps as the devices did one after another, each on a batch as large
+  as theirs together; the best of several learning rates, so that the yardstick is a strong one. The one of
+  ``gain_fraction``;
+- ``alone``: each device by itself with all its steps in one go, the mean over the devices;
+- every rule with every compression. ``outer`` says what the hub made of the mean change.
+
+JSON: ``machine``, ``recipe`` (what devices do), and ``rows``, each with ``rule``, ``compression``, ``outer``, ``seed``,
+``loss`` (nats a token after the last round), ``loss_by_round``, ``gain_fraction`` = (base - loss) / (base -
+centralised, of the same seed), ``bytes_per_update`` (mean, sealed, as offered), ``share_of_fp32`` (of the same numbers
+as plain float32, both factors) and ``default`` (it is what a new charter says). ``summary`` has mean, lowest and
+highest ``gain_fraction`` of each rule and compression over the seeds. What is done is kept in FILE.runs: begun again
+with the same arguments, the bench goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # every run has a process and a core of its own
+
+import argparse
+import hashlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from agent.crypto.sealing import SealKey
+from agent.device.hardware import detect
+from agent.federation.sealing import wrap_update
+from agent.governance.charter import Charter, OuterOptimiser
+from agent.hub.merge.rule import Contribution, load_rule, merge
+from agent.llm.adapter import Adapter
+from agent.llm.gguf_file import linear_names, open_gguf, sha256_file, target_shapes
+from agent.llm.seedling import SEEDLING_PATH
+from agent.llm.tokenizer import LlamaTokenizer
+from agent.paths import write_atomically
+from agent.training.compute import resolve_compute
+from agent.update.delta import Delta, Factors, difference
+from agent.update.feedback import send
+from agent.update.start import initial_adapter
+from agent.update.wire import UpdateHeader, decode_update
+from engines.learner import Learner, Recipe
+from engines.speakers import Speaker, pooled, speakers
+
+TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyshakespeare.txt"
+DEVICES = 10
+WINDOW = 64
+RANK = 8
+ALPHA = 2.0 * RANK
+ROUNDS = 10
+RECIPE = Recipe(steps=20, batch_size=4, learning_rate=8e-3, warmup_steps=2)
+CENTRALISED_RATES = (4e-3, 8e-3, 1.6e-2)
+RULES = ("stack", "fedavg", "alternate", "ffa")
+COMPRESSIONS = ("none", "int8", "int4", "topk")
+MAX_NORM = 1e6
+_COMMUNITY = bytes(16)
+_SEAL_KEY = SealKey.generate().public
+_HASH = "0" * 64
+CHARTER = Charter(name="quality", base_name="seedling", base_sha256=_HASH, base_bytes=1).model_dump()
+OUTERS: dict[str, tuple[OuterOptimiser, ...]] = {}
+"""Outer optimisers that a rule is tried with; the charter's default where nothing stands here."""
+
+Row: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One line of the result, before it is known.
+
+    Attributes:
+        rule: a merge rule, or ``base``, ``centralised`` or ``alone``.
+        compression: of updates; empty where none travel.
+        outer: the outer optimiser.
+        seed: of the adapter before the first round, the order of windows, and the rounding.
+        rounds: how many.
+        learning_rate: of the devices.
+    """
+
+    rule: str
+    compression: str
+    outer: OuterOptimiser
+    seed: int
+    rounds: int
+    learning_rate: float
+
+    @property
+    def key(self) -> str:
+        """What tells this run from all others."""
+        return json.dumps(
+            [self.rule, self.compression, self.outer.model_dump(), self.seed, self.rounds, self.learning_rate]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What all runs share, once a process.
+
+    Attributes:
+        learner: trains and judges.
+        devices: their texts.
+        first: gives the adapter before the first round.
+    """
+
+    learner: Learner
+    devices: tuple[Speaker, ...]
+
+    def first(self, seed: int) -> Adapter:
+        """Give the adapter before the first round."""
+        base = self.learner.base
+        shapes = target_shapes(base, linear_names(base))
+        return initial_adapter(shapes, rank=RANK, alpha=ALPHA, seed=seed, base_sha256=self.learner.base_sha256)
+
+    def loss(self, adapter: Adapter) -> float:
+        """Give the mean loss on what everybody held back."""
+        return self.learner.loss(adapter, pooled([device.heldout for device in self.devices]))
+
+
+@cache
+def world() -> World:
+    """Open the base and cut the text."""
+    torch.set_num_threads(1)
+    with LlamaTokenizer(base_path=SEEDLING_PATH) as tokenizer:
+        devices = tuple(speakers(TEXT, tokenizer.vocabulary, count=DEVICES, window=WINDOW))
+    compute = "bfloat16" if resolve_compute("auto") == torch.bfloat16 else "float32"
+    learner = Learner(base=open_gguf(SEEDLING_PATH), base_sha256=sha256_file(SEEDLING_PATH), compute=compute)
+    return World(learner=learner, devices=devices)
+
+
+def order_seed(seed: int, round_number: int, device: int) -> int:
+    """Give the seed of a device's windows in a round."""
+    return int.from_bytes(hashlib.sha256(f"quality/{seed}/{round_number}/{device}".encode()).digest()[:4], "big")
+
+
+def do(run: Run) -> Row:
+    """Do one run, in a process of its own."""
+    kinds = {"base": base_alone, "centralised": centralised, "alone": each_alone}
+    found = kinds.get(run.rule, community)(run)
+    return {**asdict_run(run), **found}
+
+
+def asdict_run(run: Run) -> Row:
+    """Give what a run is, as JSON has it."""
+    return {**asdict(run), "outer": run.outer.model_dump() if run.compression else None}
+
+
+def base_alone(run: Run) -> Row:
+    """Judge the base."""
+    return {"loss": world().loss(world().first(run.seed)), "bytes_per_update": 0.0}
+
+
+def centralised(run: Run) -> Row:
+    """Train on all text in one place, with the devices' batches together."""
+    text = pooled([device.train for device in world().devices])
+    recipe = Recipe(
+        steps=RECIPE.steps * run.rounds,
+        batch_size=RECIPE.batch_size * DEVICES,
+        learning_rate=run.learning_rate,
+        warmup_steps=RECIPE.warmup_steps * run.rounds // 2,
+    )
+    trained = world().learner.train(world().first(run.seed), text, recipe, seed=run.seed, factors="both")
+    return {"loss": world().loss(trained), "bytes_per_update": 0.0}
+
+
+def each_alone(run: Run) -> Row:
+    """Let each device train by itself, all its steps in one go."""
+    recipe = Recipe(
+        steps=RECIPE.steps * run.rounds,
+        batch_size=RECIPE.batch_size,
+        learning_rate=run.learning_rate,
+        warmup_steps=RECIPE.warmup_steps * run.rounds // 2,
+    )
+    losses = []
+    for index, device in enumerate(world().devices):
+        seed = order_seed(run.seed, 0, index)
+        trained = world().learner.train(world().first(run.seed), device.train, recipe, seed=seed, factors="both")
+        losses.append(world().loss(trained))
+    return {"loss": statistics.fmean(losses), "loss_by_device": losses, "bytes_per_update": 0.0}
+
+
+def community(run: Run) -> Row:
+    """Let the devices grow one adapter over the rounds."""
+    rule = load_rule(run.rule)
+    release, carry = world().first(run.seed), b""
+    residuals: dict[tuple[int, Factors], Delta | None] = {}
+    sizes: list[int] = []
+    losses: list[float] = []
+    for number in range(1, run.rounds + 1):
+        factors = rule.factors(number)
+        updates = {}
+        for index, device in enumerate(world().devices):
+            recipe = Recipe(**{**asdict(RECIPE), "learning_rate": run.learning_rate})
+            seed = order_seed(run.seed, number, index)
+            trained = world().learner.train(release, device.train, recipe, seed=seed, factors=factors)
+            left = residuals.get((index, factors))
+            data, residuals[index, factors] = pack(
+                run, release, trained, left, number=number, seed=seed, factors=factors
+            )
+            sizes.append(sealed_bytes(data))
+            updates[f"device-{index}"] = partial(arrive, data, release)
+        merged = merge(rule, release, updates, carry, outer=run.outer)
+        release, carry = merged.adapter, merged.carry
+        losses.append(world().loss(release))
+    plain = 4 * sum(factors.a.size + factors.b.size for factors in release.modules.values())
+    size = statistics.fmean(sizes)
+    return {"loss": losses[-1], "loss_by_round": losses, "bytes_per_update": size, "share_of_fp32": size / plain}
+
+
+def pack(
+    run: Run, release: Adapter, trained: Adapter, left: Delta | None, *, number: int, seed: int, factors: Factors
+) -> tuple[bytes, Delta | None]:
+    """Give an update as a device encodes it, and what it keeps for the next one."""
+    header = UpdateHeader(
+        round=number,
+        base_sha256=release.base_sha256,
+        start_release=_HASH,
+        rank=release.rank,
+        alpha=release.alpha,
+        tokens=RECIPE.steps * RECIPE.batch_size * (WINDOW - 1),
+        steps=RECIPE.steps,
+        seed=seed,
+        factors=factors,
+    )
+    delta = difference(release, trained, factors)
+    density = CHARTER["density"]
+    sending = send(header, delta, left, compression=run.compression, density=density, max_norm=MAX_NORM)
+    return sending.update.data, sending.residual
+
+
+def arrive(data: bytes, release: Adapter) -> Contribution:
+    """Read an update as the hub does."""
+    _header, delta = decode_update(data, expected=release.shapes, max_rank=release.rank, max_bytes=len(data))
+    return Contribution(delta=delta, weight=1.0)
+
+
+def sealed_bytes(data: bytes) -> int:
+    """Give how many bytes travel: the sealed chunks, and the offer with its sealed key."""
+    parcel = wrap_update(
+        data,
+        seal_key=_SEAL_KEY,
+        community=_COMMUNITY,
+        device="a" * 52,
+        round_number=1,
+        start_sha256=_HASH,
+    )
+    return parcel.offer.size + len(parcel.offer.encode())
+
+
+def wanted(arguments: argparse.Namespace) -> list[Run]:
+    """Give all runs that were asked for, the yardsticks first."""
+    charter_outer = OuterOptimiser.model_validate(CHARTER["outer"])
+    runs = []
+    for seed in range(arguments.seeds):
+        settle = partial(Run, seed=seed, rounds=arguments.rounds, outer=OuterOptimiser())
+        runs.append(settle(rule="base", compression="", learning_rate=RECIPE.learning_rate))
+        runs += [settle(rule="centralised", compression="", learning_rate=rate) for rate in CENTRALISED_RATES]
+        runs.append(settle(rule="alone", compression="", learning_rate=RECIPE.learning_rate))
+        for rule in arguments.rules:
+            for outer in OUTERS.get(rule, (charter_outer,)):
+                runs += [
+                    Run(rule, compression, outer, seed, arguments.rounds, RECIPE.learning_rate)
+                    for compression in arguments.compressions
+                ]
+    return runs
+
+
+def judged(rows: Sequence[Row]) -> list[Row]:
+    """Give the rows with the share of the gain that each recovers, and of several centralised runs the best one."""
+    best: dict[int, Row] = {}
+    base: dict[int, float] = {}
+    for row in rows:
+        if row["rule"] == "centralised" and row["loss"] < best.get(row["seed"], {"loss": float("inf")})["loss"]:
+            best[row["seed"]] = row
+        if row["rule"] == "base":
+            base[row["seed"]] = row["loss"]
+    kept = [row for row in rows if row["rule"] != "centralised" or row is best.get(row["seed"])]
+    for row in kept:
+        seed = row["seed"]
+        if seed in best and seed in base:
+            row["gain_fraction"] = (base[seed] - row["loss"]) / (base[seed] - best[seed]["loss"])
+        row["default"] = all(row[key] == CHARTER[key] for key in ("compression", "outer")) and (
+            row["rule"] == CHARTER["merge_rule"]
+        )
+    return kept
+
+
+def summary(rows: Iterable[Row]) -> list[Row]:
+    """Give mean and spread over the seeds of each rule, outer optimiser and compression."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if "gain_fraction" in row:
+            groups[json.dumps([row["rule"], row["compression"], row["outer"]])].append(row)
+    found = []
+    for group in groups.values():
+        gains = [row["gain_fraction"] for row in group]
+        found.append(
+            {
+                **{key: group[0][key] for key in ("rule", "compression", "outer", "default")},
+                "seeds": len(group),
+                "gain_fraction": statistics.fmean(gains),
+                "gain_fraction_min": min(gains),
+                "gain_fraction_max": max(gains),
+                "loss": statistics.fmean(row["loss"] for row in group),
+                "bytes_per_update": statistics.fmean(row["bytes_per_update"] for row in group),
+                "share_of_fp32": statistics.fmean(row.get("share_of_fp32", 0.0) for row in group),
+            }
+        )
+    return found
+
+
+def report(rows: Sequence[Row]) -> Row:
+    """Give the whole result."""
+    hardware = detect()
+    kept = judged(rows)
+    return {
+        "machine": {"cpu": hardware.cpu_model, "cores": hardware.usable_cores, "system": platform.platform()},
+        "recipe": {**asdict(RECIPE), "devices": DEVICES, "window": WINDOW, "rank": RANK, "alpha": ALPHA},
+        "rows": kept,
+        "summary": summary(kept),
+    }
+
+
+def draw(found: Row, path: Path) -> None:
+    """Draw gain against bytes, one point a rule and compression, with its spread over the seeds."""
+    import matplotlib  # noqa: PLC0415 (heavy, and only needed here)
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 (after choosing the backend)
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    markers = dict(zip(COMPRESSIONS, "osD^", strict=True))
+    colours = {rule: f"C{index}" for index, rule in enumerate(RULES)}
+    labelled: set[str] = set()
+    for row in found["summary"]:
+        if not row["compression"]:
+            continue
+        mean = row["gain_fraction"]
+        spread = [[mean - row["gain_fraction_min"]], [row["gain_fraction_max"] - mean]]
+        axes.errorbar(
+            row["bytes_per_update"] / 1000,
+            mean,
+            yerr=spread,
+            color=colours.get(row["rule"], "C9"),
+            marker=markers.get(row["compression"], "x"),
+            markersize=10 if row["default"] else 6,
+            markeredgecolor="black" if row["default"] else "none",
+            linestyle="none",
+            capsize=2,
+            label=None if row["rule"] in labelled else row["rule"],
+        )
+        labelled.add(row["rule"])
+    for row in found["summary"]:
+        if row["rule"] in {"centralised", "alone"}:
+            axes.axhline(row["gain_fraction"], color="#777777", linestyle=":", linewidth=1)
+            axes.annotate(
+                row["rule"], (1, row["gain_fraction"]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+            )
+    for name, marker in markers.items():
+        axes.plot([], [], marker=marker, color="#555555", linestyle="none", label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("thousand bytes an update, sealed")
+    axes.set_ylabel("share of the centralised gain")
+    axes.set_title(
+        f"{DEVICES} speakers, {ROUNDS} rounds: what each rule and compression recovers (default: black edge)"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def say(what: str) -> None:
+    """Tell whoever waits how far the bench is."""
+    print(time.strftime("%H:%M:%S ") + what, file=sys.stderr, flush=True)
+
+
+def earlier(target: str) -> dict[str, Row]:
+    """Give the runs that an interrupted bench has finished, by key."""
+    path = Path(target + ".runs")
+    return json.loads(path.read_text()) if target != "-" and path.is_file() else {}
+
+
+def names(text: str) -> list[str]:
+    """Cut a list with commas."""
+    return [part for part in text.split(",") if part]
+
+
+def main() -> None:
+    """Do all runs, as many at once as there are cores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    parser.add_argument("--plot", type=Path, help="PNG")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rules", type=names, default=list(RULES))
+    parser.add_argument("--compressions", type=names, default=list(COMPRESSIONS))
+    parser.add_argument("--processes", type=int, default=detect().usable_cores)
+    options = parser.parse_args()
+    if not TEXT.is_file():
+        parser.error(f"{TEXT} is not there: this bench needs the plays")
+    done = earlier(options.json)
+    runs = wanted(options)
+    waiting = [run for run in runs if run.key not in done]
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(do, run): run for run in waiting}
+        for future in as_completed(futures):
+            run, row = futures[future], future.result()
+            done[run.key] = row
+            say(f"{len(done)} of {len(runs)}: {run.rule} {run.compression} seed {run.seed}: {row['loss']:.4f}")
+            if options.json != "-":
+                write_atomically(Path(options.json + ".runs"), json.dumps(done).encode())
+    found = report([done[run.key] for run in runs])
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    sys.stdout.write(text) if options.json == "-" else Path(options.json).write_text(text)
+    if options.plot:
+        draw(found, options.plot)
+
+
+if __name__ == "__main__":
+    main()
