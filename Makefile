@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean format
+.PHONY: help demo test check bench faults clean format
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -26,6 +26,9 @@ check: $(READY) ## Lint, types, and the floors of the house
 
 bench: $(READY) ## Measure, side by side with a peer; JSON on standard output
 	@for script in bench/*.py; do echo "== $$script" >&2; $(BIN)/python $$script --json -; done
+
+faults: $(READY) ## Break 300 communities in every way (RUNS=N, or SEED=N for that one)
+	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),300)) $(if $(JSON),--json $(JSON))
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

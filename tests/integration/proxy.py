@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Self, TypeAlias
 
-Direction: TypeAlias = Literal["to-broker", "to-client"]
+from tests.integration.packets import CONNECT, PUBLISH, PacketStream, Version, kind, read_publish
 
-_CONNECT, _PUBLISH = 1, 3
+Direction: TypeAlias = Literal["to-broker", "to-client"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,86 +94,36 @@ class Wiretap:
                 client.close()
                 continue
             broker.settimeout(None)
-            version = _Version()
+            version = Version()
             with self._lock:
                 self._sockets |= {client, broker}
             self._start(self._pump, client, broker, "to-broker", version)
             self._start(self._pump, broker, client, "to-client", version)
 
-    def _pump(self, source: socket.socket, target: socket.socket, direction: Direction, version: _Version) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, direction: Direction, version: Version) -> None:
         stream = bytearray()
         with self._lock:
             self.streams.append(stream)
-        waiting = bytearray()
+        packets = PacketStream()
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 stream += data
-                waiting += data
-                while (length := _packet_length(waiting)) is not None:
-                    packet = bytearray(waiting[:length])
-                    del waiting[:length]
+                for packet in packets.feed(data):
                     target.sendall(self._pass(packet, direction, version))
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    def _pass(self, packet: bytearray, direction: Direction, version: _Version) -> bytes:
-        kind = packet[0] >> 4
-        if kind == _CONNECT:
+    def _pass(self, packet: bytearray, direction: Direction, version: Version) -> bytes:
+        if kind(packet) == CONNECT:
             version.learn(packet)
-        if kind != _PUBLISH:
+        if kind(packet) != PUBLISH:
             return bytes(packet)
-        topic, start = _publish_parts(packet, version.number)
-        seen = Passed(direction, topic, bytes(packet[start:]))
+        publish = read_publish(packet, version.number)
+        start = publish.payload_at
+        seen = Passed(direction, publish.topic, bytes(packet[start:]))
         with self._lock:
             self.passed.append(seen)
             payload = self.change(seen)
         assert len(payload) == len(seen.payload)
         packet[start:] = payload
         return bytes(packet)
-
-
-@dataclass
-class _Version:
-    """Which MQTT a connection speaks: 4 (3.1.1) or 5."""
-
-    number: int = 4
-
-    def learn(self, packet: bytearray) -> None:
-        _length, start = _varint(packet, 1)
-        name = int.from_bytes(packet[start : start + 2], "big")
-        self.number = packet[start + 2 + name]
-
-
-def _varint(data: bytearray, start: int) -> tuple[int, int]:
-    """Read a variable byte integer; give it and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[start]
-        start += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, start
-        shift += 7
-
-
-def _packet_length(data: bytearray) -> int | None:
-    """Give the length of the first packet, or none while it is not all here."""
-    try:
-        length, start = _varint(data, 1)
-    except IndexError:
-        return None
-    return start + length if len(data) >= start + length else None
-
-
-def _publish_parts(packet: bytearray, version: int) -> tuple[str, int]:
-    """Give the topic of a PUBLISH and where its payload starts."""
-    _length, start = _varint(packet, 1)
-    size = int.from_bytes(packet[start : start + 2], "big")
-    topic = packet[start + 2 : start + 2 + size].decode()
-    start += 2 + size
-    if (packet[0] >> 1) & 3:
-        start += 2
-    if version == 5:
-        properties, start = _varint(packet, start)
-        start += properties
-    return topic, start

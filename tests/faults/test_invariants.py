@@ -1,0 +1,154 @@
+"""The checks themselves: each finds what it is there for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from agent.paths import BlobStore, Home
+from tests.faults.child import KEPT
+from tests.faults.community import Disks
+from tests.faults.invariants import Spoken, breaches
+from tests.faults.run import Remains, live_through
+from tests.faults.test_runs import CALM
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="the runs need POSIX")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, one_layer: Path) -> Remains:
+    """What a run without faults leaves."""
+    directory = tmp_path_factory.mktemp("whole")
+    return asyncio.run(live_through(replace(CALM, faults=()), directory, base=one_layer))
+
+
+@dataclass
+class Copy:
+    """A copy of it that can be spoilt."""
+
+    disks: Disks
+    said: list[Spoken]
+    room: Path
+
+    def hub(self, statement: str, *values: object) -> None:
+        self._execute(self.disks.hub, statement, values)
+
+    def device(self, statement: str, *values: object) -> None:
+        self._execute(self.disks.devices["device-0"], statement, values)
+
+    def _execute(self, home: Home, statement: str, values: tuple[object, ...]) -> None:
+        with closing(sqlite3.connect(home.database)) as connection, connection:
+            assert connection.execute(statement, values).rowcount >= 1
+
+    def found(self) -> str:
+        return "; ".join(breaches(self.disks, self.said, room=self.room))
+
+
+@pytest.fixture
+def copy(whole: Remains, tmp_path: Path) -> Copy:
+    root = whole.disks.hub.root.parent
+    shutil.copytree(root, tmp_path / "copy")
+    devices = {name: Home(tmp_path / "copy" / name) for name in whole.disks.devices}
+    disks = Disks(hub=Home(tmp_path / "copy" / "hub"), devices=devices, ids=whole.disks.ids)
+    return Copy(disks, list(whole.said), tmp_path / "room")
+
+
+def test_a_run_in_which_nothing_went_wrong_breaks_nothing(copy: Copy) -> None:
+    assert copy.found() == ""
+
+
+Spoil = Callable[[Copy], None]
+
+
+def forget_at_hub(copy: Copy) -> None:
+    copy.hub("DELETE FROM updates WHERE device = ?", copy.disks.ids["device-0"])
+
+
+def lose(copy: Copy) -> None:
+    copy.device("UPDATE rounds SET state = 'sending'")
+
+
+def refuse_silently(copy: Copy) -> None:
+    copy.device("UPDATE rounds SET state = 'refused', reason = 'norm'")
+
+
+def make_up(copy: Copy) -> None:
+    copy.device("DELETE FROM rounds")
+
+
+def merge_twice(copy: Copy) -> None:
+    with closing(sqlite3.connect(copy.disks.hub.database)) as connection:
+        (updates,) = connection.execute("SELECT updates FROM releases WHERE number = 1").fetchone()
+    copy.hub("UPDATE releases SET updates = ? WHERE number = 1", json.dumps(json.loads(updates) * 2))
+
+
+def leave_out(copy: Copy) -> None:
+    with closing(sqlite3.connect(copy.disks.hub.database)) as connection:
+        (updates,) = connection.execute("SELECT updates FROM releases WHERE number = 1").fetchone()
+    copy.hub("UPDATE releases SET updates = ? WHERE number = 1", json.dumps(json.loads(updates)[:1]))
+
+
+def other_bytes(copy: Copy) -> None:
+    with closing(sqlite3.connect(copy.disks.hub.database)) as connection:
+        (release,) = connection.execute("SELECT sha256 FROM releases WHERE number = 1").fetchone()
+    data = bytearray((copy.disks.hub.blobs / release).read_bytes())
+    data[-1] ^= 1
+    copy.hub("UPDATE releases SET sha256 = ? WHERE number = 1", BlobStore(copy.disks.hub.blobs).put(bytes(data)))
+
+
+def half_blob(copy: Copy) -> None:
+    blob = next(copy.disks.devices["device-0"].blobs.iterdir())
+    blob.write_bytes(blob.read_bytes()[:-1])
+
+
+def break_database(copy: Copy) -> None:
+    path = copy.disks.devices["device-1"].database
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def fail_unexpectedly(copy: Copy) -> None:
+    copy.said.append(Spoken("hub", "message-failed", {"text": "KeyError"}))
+
+
+def say_twice(copy: Copy) -> None:
+    copy.said.append(next(spoken for spoken in copy.said if spoken.name == "update-accepted"))
+
+
+def not_fetched(copy: Copy) -> None:
+    copy.device("DELETE FROM releases WHERE number = 1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (forget_at_hub, "counted in the device's eyes alone"),
+        (lose, "is not in the outbox: it is lost"),
+        (refuse_silently, "refused in the device's eyes alone"),
+        (make_up, "made no such update"),
+        (merge_twice, "was merged 2 times"),
+        (leave_out, "is counted and was not merged"),
+        (other_bytes, "is not the merge of what was counted"),
+        (half_blob, "is not what its name says"),
+        (break_database, "the database of device-1 is broken"),
+        (fail_unexpectedly, "hub said message-failed: KeyError"),
+        (say_twice, "2 times that it counts"),
+        (not_fetched, "neither adopted nor declined"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_spoilt_is_found(copy: Copy, spoil: Spoil, words: str) -> None:
+    spoil(copy)
+    assert words in copy.found()
+
+
+def test_updates_are_kept_for_the_check_and_only_beside_the_blobs(copy: Copy) -> None:
+    assert len(list((copy.disks.hub.root / KEPT).iterdir())) == 2
