@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
@@ -20,6 +21,7 @@ from agent.transport.address import BrokerAddress
 from agent.transport.link import MAX_INFLIGHT, LinkState, Message, Presence, check_size
 from agent.transport.paho_client import Credentials, PahoClient
 from agent.transport.refusals import NO_ANSWER, UNSUPPORTED_VERSION, advice, explain, reason
+from agent.transport.silence import Silence
 
 Version: TypeAlias = Literal["auto", 5, 4]
 """MQTT 5, MQTT 3.1.1 (4 on the wire), or 5 where the broker speaks it."""
@@ -32,6 +34,9 @@ SESSION_SECONDS = 86_400
 
 BACKOFF_SECONDS = (1.0, 60.0)
 """The bound of the waiting time between two attempts: at first, and at most."""
+
+ANSWER_SECONDS = 60.0
+"""How long the broker may leave a publish without an acknowledgement before the connection is made anew."""
 
 _CONNECT_SECONDS = 10.0
 _FAREWELL_SECONDS = 2.0
@@ -54,6 +59,7 @@ class MqttLink:
         allow_plaintext: whether ``mqtt://`` may lead to another machine.
         ca_file: certificates to trust instead of the system's.
         backoff: bounds of the waiting time between attempts, seconds.
+        answer_seconds: how long the oldest publish may wait for its acknowledgement while the connection stands.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class MqttLink:
         allow_plaintext: bool = False,
         ca_file: Path | None = None,
         backoff: tuple[float, float] = BACKOFF_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._address = address = BrokerAddress.parse(url)
         self._credentials = Credentials(
@@ -100,6 +107,8 @@ class MqttLink:
         self._inflight_limit = max_inflight
         self._slot_waiters: deque[asyncio.Future[None]] = deque()
         self._publishing: dict[int, asyncio.Future[str | None]] = {}
+        self._silence = Silence(patience=answer_seconds)
+        self._answer_seconds = answer_seconds
         self._subscribing: dict[int, asyncio.Future[bool | None]] = {}
         self._filters: dict[str, None] = {}
 
@@ -117,6 +126,7 @@ class MqttLink:
         for version in self._versions:
             code = await self._connect(version)
             if code == 0:
+                self._keep(self._end_silence())
                 return self
             if code not in (UNSUPPORTED_VERSION, NO_ANSWER):
                 break
@@ -231,6 +241,7 @@ class MqttLink:
             raise
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._publishing[mid] = answer
+        self._silence.sent(mid, time.monotonic())
         refusal = await answer  # the slot is freed by the acknowledgement, even if nobody waits for it any more
         if refusal is not None:
             raise BrokerRefusedError(
@@ -317,9 +328,8 @@ class MqttLink:
         self._connected.set()
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(0)
-        task = asyncio.create_task(self._greet(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._silence.connected(time.monotonic())
+        self._keep(self._greet(client))
         self._tell(LinkState(connected=True, reason="connected"))
 
     def is_refused(self, code: int) -> None:
@@ -342,6 +352,7 @@ class MqttLink:
 
     def is_published(self, mid: int, refusal: str | None) -> None:
         """A publish was acknowledged, or refused."""
+        self._silence.acknowledged(mid, time.monotonic())
         answer = self._publishing.pop(mid, None)
         if answer is None:
             return
@@ -362,6 +373,20 @@ class MqttLink:
             return
         self._incoming.append(message)
         self._arrived.set()
+
+    async def _end_silence(self) -> None:
+        """Make the connection anew where the broker acknowledges nothing over it."""
+        while True:
+            left = self._silence.left(time.monotonic())
+            if left == 0 and self._client is not None and self._client.up:
+                self._client.cut()
+            await asyncio.sleep(left or self._answer_seconds / 4)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        """Do something beside everything else, until the link closes."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _greet(self, client: PahoClient) -> None:
         """After each connection: say that we are there, and ask again for what we asked for before."""

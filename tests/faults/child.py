@@ -99,7 +99,7 @@ def _hurry() -> None:
     agent.federation.device.CONSENT_SECONDS = 0.5
     agent.federation.sending.MAX_PATIENCE = 1.0
     agent.hub.hub.TICK_SECONDS = 0.05
-    quick = functools.partial(MqttLink, keepalive=2, backoff=(0.05, 0.5))
+    quick = functools.partial(MqttLink, keepalive=2, backoff=(0.05, 0.5), answer_seconds=1.5)
     for room in (agent.service, agent.hub.process):
         vars(room)["MqttLink"] = quick
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from agent.transport.mqtt import MqttLink, Version
 from tests.faults.plan import Direction, Fault
 from tests.faults.proxy import FaultProxy
 from tests.transport.brokers import mosquitto
+from tests.transport.conftest import FAST
 
 TOPIC = "bramble/tests/faults"
 WITHIN = 10.0
@@ -34,7 +36,9 @@ async def ends(directory: Path, fault: Fault, *, protocol: Version = 5) -> Async
     happened: list[Fault] = []
     with mosquitto(directory) as broker:
         async with FaultProxy(upstream=broker.port, faults=[fault], happened=happened.append) as proxy:
-            behind = MqttLink(url=proxy.url, client_id="behind", protocol=protocol, keepalive=2, backoff=(0.05, 0.2))
+            behind = MqttLink(
+                url=proxy.url, client_id="behind", protocol=protocol, keepalive=2, backoff=FAST, answer_seconds=0.3
+            )
             straight = MqttLink(url=broker.url, client_id="straight", protocol=protocol)
             async with behind, straight:
                 await behind.subscribe(f"{TOPIC}/to")
@@ -133,3 +137,13 @@ async def test_a_stalled_connection_breaks_after_its_silence_and_nothing_is_lost
     async with ends(tmp_path, Fault(kind="stall", who="hub", at=1, direction=direction, seconds=0.1)) as line:
         assert await sent(line, direction, 1, hear=1) == numbered(0)
         assert [fault.kind for fault in line.happened] == ["stall"]
+
+
+@pytest.mark.parametrize("protocol", [5, 4])
+async def test_a_message_that_is_lost_before_the_broker_comes_over_another_connection(
+    tmp_path: Path, protocol: Version
+) -> None:
+    fault = Fault(kind="lose", who="hub", at=2, direction="to-broker")
+    async with ends(tmp_path, fault, protocol=protocol) as line:
+        heard = await sent(line, "to-broker", 4, hear=4)
+    assert set(heard) == set(numbered(0, 1, 2, 3))
