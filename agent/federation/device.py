@@ -31,7 +31,7 @@ from agent.federation.judging import AdapterFiles, keep_personal, measure
 from agent.federation.learning import learn
 from agent.federation.messages import Announcement, Chunk, Manifest, Offer, Receipt, Verdict
 from agent.federation.sending import Sender
-from agent.federation.store import DeviceStore
+from agent.federation.store import DeviceStore, explained_database
 from agent.federation.text import PreparedText, prepare_text
 from agent.paths import BlobStore
 from agent.settings import DeviceSettings
@@ -148,7 +148,8 @@ class Device:
         )
 
     def _sources(self) -> list[Path]:
-        return [row.path for row in ConsentBook(self._store.connection).sources()]
+        with explained_database(self._store.home):
+            return [row.path for row in ConsentBook(self._store.connection).sources()]
 
     async def _do(self, action: object) -> None:
         match action:

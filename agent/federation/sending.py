@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity
 from agent.federation.messages import Body, Chunk, Offer, Receipt, Verdict
-from agent.federation.store import DeviceStore
+from agent.federation.store import DeviceStore, explained_database
 from agent.transport.link import Link
-from agent.transport.outbox import NewItem, Outbox
+from agent.transport.outbox import Item, NewItem, Outbox
 from agent.transport.topics import Topics
 
 MAX_PATIENCE = 300.0
@@ -127,7 +127,7 @@ class Sender:
 
     async def _offer_due(self) -> None:
         """Send every offer and message whose time has come."""
-        openings = self.outbox.openings()
+        openings = self._openings()
         here = {item.id for item in openings}
         self._waiting = {identifier: waiting for identifier, waiting in self._waiting.items() if identifier in here}
         for item in openings:
@@ -148,24 +148,31 @@ class Sender:
                     break
             if self._asked.get(transfer) is indices:
                 del self._asked[transfer]
-            for item in self.outbox.openings():
+            for item in self._openings():
                 if item.transfer == transfer and item.id in self._waiting:
                     self._waiting[item.id] = _Waiting(due=self._clock() + self._patience, patience=self._patience)
 
     async def _send_parts(self, transfer: str, indices: Sequence[int]) -> None:
-        parts = [part for index in indices if (part := self.outbox.part(transfer, index)) is not None]
+        with explained_database(self._store.home):
+            parts = [part for index in indices if (part := self.outbox.part(transfer, index)) is not None]
         await asyncio.gather(*(self._publish(part.kind, part.topic, part.body) for part in parts))
 
     async def _publish(self, kind: str, topic: str, body: bytes) -> None:
+        with explained_database(self._store.home):
+            counter = self.outbox.allocate_counter()
         envelope = sign(
             self._identity,
             kind=kind,
             community=self._community,
-            counter=self.outbox.allocate_counter(),
+            counter=counter,
             time=int(time.time() * 1000),
             body=body,
         )
         await self._link.publish(topic, envelope)
+
+    def _openings(self) -> list[Item]:
+        with explained_database(self._store.home):
+            return self.outbox.openings()
 
     def _until_due(self) -> float | None:
         """Seconds until something is to be offered again; none where nothing is owed."""

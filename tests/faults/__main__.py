@@ -38,7 +38,7 @@ def main() -> int:
         base = tiny_base(Path(room))
         for outcome in _all(seeds, base, options):
             outcomes.append(outcome)
-            words = "; ".join(outcome.wrong) if outcome.wrong else ", ".join(outcome.rounds)
+            words = "; ".join(map(_short, outcome.wrong)) if outcome.wrong else ", ".join(outcome.rounds)
             done = f"{len(outcomes)}/{len(seeds)}"
             print(f"{done:>9}  seed {outcome.seed:<5} {outcome.seconds:6.1f} s  {words}", file=sys.stderr, flush=True)
     summary = summarise(outcomes, seconds=time.monotonic() - began)
@@ -107,9 +107,15 @@ def _words(summary: dict[str, Any]) -> str:
         f"rounds     {counts('rounds')}",
         f"updates    {summary['updates']} counted; refused: {counts('refusals')}",
         f"restarts   {summary['restarts']}",
-        *(f"FAILED     seed {row['seed']}: {'; '.join(row['wrong'])}" for row in summary["failed"]),
+        *(f"FAILED     seed {row['seed']}: {'; '.join(map(_short, row['wrong']))}" for row in summary["failed"]),
     ]
     return "\n".join(lines)
+
+
+def _short(words: str) -> str:
+    """Give a breach in a line: of a traceback, its end."""
+    lines = words.strip().splitlines()
+    return words if len(lines) < 2 else f"{lines[0][:60]} … {lines[-1]}"
 
 
 if __name__ == "__main__":

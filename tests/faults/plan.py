@@ -142,7 +142,9 @@ def _fault(kind: Kind, draw: random.Random, devices: tuple[str, ...]) -> Fault:
             kind=kind, who=client, direction=direction, at=_early(draw, draw.choice((400, 20_000, 400_000)))
         ),
         "kill-at-write": lambda: Fault(kind=kind, who=client, at=_early(draw, 120)),
-        "full-disk": lambda: Fault(kind=kind, who=client, at=_early(draw, 120), seconds=draw.uniform(0.1, 2.0)),
+        "full-disk": lambda: Fault(
+            kind=kind, who=client, at=_early(draw, 120), seconds=draw.uniform(0.1, 2.0), extra=draw.getrandbits(20)
+        ),
         "clock": lambda: Fault(kind=kind, who=client, at=_early(draw, 60), seconds=draw.choice(CLOCKS)),
         "kill-at-event": lambda: Fault(kind=kind, who=client, at=_early(draw, 20), seconds=draw.uniform(0, 0.1)),
         "kill-broker": lambda: Fault(kind=kind, who=BROKER, at=_early(draw, 60), seconds=draw.uniform(0.05, 1.5)),

@@ -12,6 +12,7 @@ import pytest
 
 from agent.crypto.envelope import parse, verify
 from agent.crypto.identity import Identity
+from agent.errors import StateError
 from agent.federation.messages import Chunk, Offer, Receipt, Verdict
 from agent.federation.sending import Sender, queue_transfer
 from agent.federation.store import DeviceStore, RoundRecord, open_device_store
@@ -182,3 +183,17 @@ async def test_sender_that_is_cancelled_while_it_is_woken_ends(desk: Desk) -> No
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             sender.wake()  # and the context ends in the same breath
+
+
+@pytest.mark.parametrize(
+    "trouble", ["PRAGMA query_only = ON", "ALTER TABLE outbox RENAME TO gone"], ids=["no writing", "no reading"]
+)
+async def test_a_database_that_fails_while_sending_is_explained(desk: Desk, trouble: str) -> None:
+    async with desk.sending(patience=60) as (sender, store):
+        queue_update(sender, store, desk.identity)
+        await desk.hear(1)
+        store.connection.execute(trouble)
+        sender.outbox._reserved = 0  # it asks the disk for the next counters
+        sender.wake()
+        with pytest.raises(StateError, match="refused to work"):
+            await sender.run()
