@@ -35,7 +35,7 @@ from agent.governance.charter import Charter
 from agent.llm.gguf_file import open_gguf, sha256_file
 from agent.llm.seedling import SEEDLING_PATH
 from agent.llm.shelf import Shelf, ShelfModel
-from agent.paths import Home, exclusive, explained_disk, write_atomically
+from agent.paths import BlobStore, Home, exclusive, explained_disk, write_atomically
 from agent.running import run_until_signalled
 from agent.settings import DeviceSettings, load_settings, mqtt_protocol
 from agent.training.process import Workers, run_worker
@@ -303,9 +303,13 @@ def add_source(home: Home, path: Path, survey: Survey) -> None:
 
 def remove_source(home: Home, path: Path) -> None:
     """Withdraw consent: what was learned and not sent yet is not sent, and what was made from the text is removed."""
-    with open_device_store(home) as store, store.transaction():
-        ConsentBook(store.connection).withdraw(path)
-        store.withdraw_unsent()
+    with open_device_store(home) as store:
+        left_over = store.residual_blobs()
+        with store.transaction():
+            ConsentBook(store.connection).withdraw(path)
+            store.withdraw_unsent()
+    for sha256 in left_over:
+        BlobStore(home.blobs).discard(sha256)
     with explained_disk(home.work):
         for made in (home.work / "windows", home.work / "adapters", *home.work.glob("round-*")):
             shutil.rmtree(made, ignore_errors=True)

@@ -202,9 +202,10 @@ class Device:
         self._forget_old(release)
 
     def _forget_old(self, release: Manifest) -> None:
-        """Remove adapters that nothing here needs any more: all but the release and what was trained last."""
+        """Remove adapters that nothing here needs: all but the release, what was trained last and what is left over."""
         rounds = self._store.rounds()
         keep = {release.sha256, *(str(record.report.get("trained", "")) for record in rounds[-1:])}
+        keep |= self._store.residual_blobs()
         self._blobs.keep_only(keep)
         AdapterFiles(store=self._store, base=self._membership.base).keep_only({release.sha256})
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.data.consent import ConsentBook
-from agent.errors import ConsentMissingError
+from agent.errors import AdapterError, ConsentMissingError, StateError
 from agent.federation.messages import Manifest
 from agent.federation.packed_update import PackedUpdate, pack_update
 from agent.federation.planning import plan_round
 from agent.federation.sending import queue_transfer
-from agent.federation.store import DeviceStore, Membership, RoundRecord
+from agent.federation.store import DeviceStore, Membership, Residual, RoundRecord
 from agent.federation.text import PreparedText
 from agent.llm.adapter import Adapter, from_bytes, read_adapter
 from agent.paths import BlobStore, write_atomically
@@ -24,7 +24,8 @@ from agent.training.job import PlanResult, Progress, TrainJob, TrainResult
 from agent.training.process import Workers, run_worker
 from agent.transport.outbox import Outbox
 from agent.transport.topics import Topics
-from agent.update.delta import start_for_rank
+from agent.update.delta import Factors, start_for_rank
+from agent.update.feedback import fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Learned:
     Attributes:
         update_id: hex SHA-256 of the encoded update, before sealing.
         wire_bytes: of the sealed update; ``fp32_bytes`` of the same numbers as plain float32.
-        norm: Euclidean norm of the update, after clipping.
+        norm: Euclidean norm of the update as the hub will read it.
     """
 
     result: TrainResult
@@ -100,6 +101,7 @@ async def learn(
     round_number: int,
     release: Manifest,
     seal_key: bytes,
+    factors: Factors = "both",
     workers: Workers = run_worker,
     pause: asyncio.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -108,7 +110,8 @@ async def learn(
     """Train for a round and put the sealed update into the outbox.
 
     Killed anywhere, the next call with the same arguments goes on: training from its checkpoint, and the update is
-    queued in the very transaction that remembers the round, so it is made once.
+    queued in the very transaction that remembers the round, so it is made once. The same transaction puts what this
+    update leaves over in the place of what it took up.
 
     Raises:
         TrainingPausedError: ``pause`` was set; the checkpoint is kept.
@@ -149,20 +152,26 @@ async def learn(
         result,
         start=start,
         trained=trained,
+        residual=_residual(store, blobs, release=release, start=start, factors=factors),
         device=device,
         round_number=round_number,
         release=release,
         seal_key=seal_key,
+        factors=factors,
     )
     trained_id = blobs.put(trained.to_bytes())
+    left_over = _left_over(packed, blobs, release=release, factors=factors)
     record = _record(result, packed, round_number=round_number, trained=trained_id)
     try:
         with store.transaction():
             ConsentBook(store.connection).require(sources)
             queue_transfer(Outbox(store.connection), Topics(membership.community), device, packed.offer, packed.chunks)
             store.add_round(record)
+            store.replace_residual(factors, left_over)
     except ConsentMissingError:
         blobs.discard(trained_id)
+        if left_over is not None:
+            blobs.discard(left_over.sha256)
         shutil.rmtree(directory, ignore_errors=True)
         raise
     shutil.rmtree(directory, ignore_errors=True)
@@ -172,6 +181,37 @@ async def learn(
         wire_bytes=packed.offer.size,
         fp32_bytes=packed.fp32_bytes,
         norm=packed.norm,
+    )
+
+
+def _residual(
+    store: DeviceStore, blobs: BlobStore, *, release: Manifest, start: Adapter, factors: Factors
+) -> Adapter | None:
+    """Give what earlier updates left over, if it can be added to what is learned from this release.
+
+    It cannot where the community went back to an earlier release, has another base or other modules now, or where the
+    blob is gone; then the round begins without one, and what was left over is lost.
+    """
+    kept = store.residual(factors)
+    if kept is None or not kept.precedes(release):
+        return None
+    try:
+        residual = from_bytes(blobs.get(kept.sha256))
+    except (StateError, AdapterError):
+        return None
+    return residual if fits(residual, start) else None
+
+
+def _left_over(packed: PackedUpdate, blobs: BlobStore, *, release: Manifest, factors: Factors) -> Residual | None:
+    """Keep what an update leaves over on the disk; nothing refers to it yet."""
+    if packed.residual is None:
+        return None
+    return Residual(
+        factors=factors,
+        sha256=blobs.put(packed.residual.to_bytes()),
+        release=release.number,
+        start=release.sha256,
+        transfer=packed.offer.transfer.hex(),
     )
 
 

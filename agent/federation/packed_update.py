@@ -10,8 +10,9 @@ from agent.federation.sealing import wrap_update
 from agent.federation.store import Membership
 from agent.llm.adapter import Adapter
 from agent.training.job import TrainResult
-from agent.update.delta import clip, difference
-from agent.update.wire import UpdateHeader, encode_update
+from agent.update.delta import Factors, difference
+from agent.update.feedback import send
+from agent.update.wire import UpdateHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ class PackedUpdate:
         offer: what the hub is told first.
         chunks: the sealed bytes, in order.
         update_id: hex SHA-256 of the encoded update, before sealing.
-        fp32_bytes: of the same numbers as plain float32.
-        norm: Euclidean norm of the update, after clipping.
+        fp32_bytes: of the same numbers as plain float32, both factors of every module.
+        norm: Euclidean norm of the update as the hub will read it.
+        residual: what it leaves over, for the next one; it stays on the device.
     """
 
     offer: Offer
@@ -31,6 +33,7 @@ class PackedUpdate:
     update_id: str
     fp32_bytes: int
     norm: float
+    residual: Adapter | None
 
 
 def pack_update(
@@ -39,14 +42,15 @@ def pack_update(
     *,
     start: Adapter,
     trained: Adapter,
+    residual: Adapter | None = None,
     device: str,
     round_number: int,
     release: Manifest,
     seal_key: bytes,
+    factors: Factors = "both",
 ) -> PackedUpdate:
-    """Seal what a round changed in the adapter it started from."""
+    """Seal what a round changed in the adapter it started from, and what earlier updates left over."""
     charter = membership.charter
-    delta = clip(difference(start, trained), charter.max_update_norm)
     header = UpdateHeader(
         round=round_number,
         base_sha256=charter.base_sha256,
@@ -56,8 +60,18 @@ def pack_update(
         tokens=result.tokens,
         steps=result.steps,
         seed=result.seed,
+        factors=factors,
     )
-    body = encode_update(header, delta, charter.compression, density=charter.density)
+    sending = send(
+        header,
+        start,
+        difference(start, trained, factors),
+        residual,
+        compression=charter.compression,
+        density=charter.density,
+        max_norm=charter.max_update_norm,
+    )
+    body, sent = sending.update.data, sending.update.sent
     sealed = wrap_update(
         body,
         seal_key=seal_key,
@@ -71,6 +85,7 @@ def pack_update(
         offer=sealed.offer,
         chunks=tuple(Chunk(transfer=transfer, index=index, data=data) for index, data in enumerate(sealed.chunks)),
         update_id=hashlib.sha256(body).hexdigest(),
-        fp32_bytes=delta.parameter_count * 4,
-        norm=delta.norm,
+        fp32_bytes=sent.parameter_count * 4,
+        norm=sent.norm,
+        residual=sending.residual,
     )

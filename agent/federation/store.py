@@ -20,6 +20,7 @@ from agent.governance.charter import Charter
 from agent.paths import Home, out_of_room
 from agent.transport import outbox
 from agent.transport.outbox import Outbox
+from agent.update.delta import Factors
 
 Migration = Callable[[sqlite3.Connection], None]
 
@@ -54,7 +55,19 @@ def _first_schema(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: Sequence[Migration] = (_first_schema,)
+def _residuals(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE residuals (
+            factors TEXT PRIMARY KEY,     -- which ones the update trained that left it over
+            sha256 TEXT NOT NULL,         -- of the blob: an adapter
+            release INTEGER NOT NULL,     -- number of the release that the update started from
+            start TEXT NOT NULL,          -- and its hash
+            transfer TEXT NOT NULL        -- hex id under which the update travels
+        ) STRICT"""
+    )
+
+
+MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals)
 """Each takes the schema one version further; ``PRAGMA user_version`` counts them."""
 
 
@@ -98,6 +111,30 @@ class RoundRecord(BaseModel):
     state: Literal["sending", "counted", "refused"] = "sending"
     reason: str = ""
     report: dict[str, float | int | str] = {}
+
+
+class Residual(BaseModel):
+    """What an update left over (:mod:`agent.update.feedback`); it never leaves the device.
+
+    Attributes:
+        factors: which ones that update trained. Rounds that train others leave it alone.
+        sha256: of the blob that holds it, an adapter.
+        release: number of the release that the update started from.
+        start: hex SHA-256 of that release's adapter.
+        transfer: hex id under which the update travels.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    factors: Factors
+    sha256: str
+    release: int
+    start: str
+    transfer: str
+
+    def precedes(self, release: Manifest) -> bool:
+        """Whether the release is the one that the update started from, or a later one; not where the hub went back."""
+        return self.start == release.sha256 if self.release == release.number else self.release < release.number
 
 
 class ReleaseRecord(BaseModel):
@@ -266,6 +303,31 @@ class DeviceStore:
         with explained_database(self.home):
             return int(self.connection.execute("SELECT COALESCE(MAX(round), 0) FROM rounds").fetchone()[0])
 
+    def residual(self, factors: Factors) -> Residual | None:
+        """Give what the last update that trained these factors left over, unless the hub refused that update."""
+        query = "SELECT factors, sha256, release, start, transfer FROM residuals WHERE factors = ?"
+        with explained_database(self.home):
+            row = self.connection.execute(query, (factors,)).fetchone()
+        names = ("factors", "sha256", "release", "start", "transfer")
+        return None if row is None else Residual.model_validate(dict(zip(names, row, strict=True)))
+
+    def residual_blobs(self) -> frozenset[str]:
+        """Hashes of the blobs that hold what is left over."""
+        with explained_database(self.home):
+            rows = self.connection.execute("SELECT sha256 FROM residuals").fetchall()
+        return frozenset(str(row[0]) for row in rows)
+
+    def replace_residual(self, factors: Factors, residual: Residual | None) -> None:
+        """Put what an update left over in the place of what it took up, in the transaction that queues the update.
+
+        So the old one is added to exactly one update, wherever the device is killed: before, it is still there and
+        nothing is queued; after, it is gone and part of what is queued (call inside :meth:`transaction`).
+        """
+        self.connection.execute("DELETE FROM residuals WHERE factors = ?", (factors,))
+        if residual is not None:
+            values = (residual.factors, residual.sha256, residual.release, residual.start, residual.transfer)
+            self.connection.execute("INSERT INTO residuals VALUES (?, ?, ?, ?, ?)", values)
+
     def add_verdict(self, candidate: str, *, number: int, about: bytes, before: float, after: float) -> None:
         """Remember a verdict in the same transaction that queues it (call inside :meth:`transaction`)."""
         values = (candidate, number, about.hex(), before, after, "sending")
@@ -278,7 +340,11 @@ class DeviceStore:
         return {str(row[0]): (float(row[1]), float(row[2])) for row in rows}
 
     def withdraw_unsent(self) -> None:
-        """Take every update that the hub has not counted yet out of the outbox (call inside :meth:`transaction`)."""
+        """Take every update that the hub has not counted yet out of the outbox (call inside :meth:`transaction`).
+
+        What updates left over was learned from the same text, so it is forgotten too.
+        """
+        self.connection.execute("DELETE FROM residuals")
         waiting = Outbox(self.connection)
         for record in self.rounds():
             if record.state == "sending":
@@ -286,7 +352,12 @@ class DeviceStore:
                 self.settle(bytes.fromhex(record.transfer), state="refused", reason="consent-withdrawn")
 
     def settle(self, about: bytes, *, state: Literal["counted", "refused"], reason: str = "") -> None:
-        """Write down what the hub said of an update or a verdict (call inside :meth:`transaction`)."""
+        """Write down what the hub said of an update or a verdict (call inside :meth:`transaction`).
+
+        What a refused update left over is forgotten: it is what remains once the rest was merged, and it was not.
+        """
+        if state == "refused":
+            self.connection.execute("DELETE FROM residuals WHERE transfer = ?", (about.hex(),))
         self.connection.execute(
             "UPDATE rounds SET state = ?, reason = ? WHERE transfer = ?", (state, reason, about.hex())
         )

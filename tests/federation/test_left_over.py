@@ -1,0 +1,300 @@
+"""What one round's update leaves over, and how the next one takes it up; training is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.crypto.sealing import SealKey, open_stream
+from agent.data.consent import ConsentBook
+from agent.data.sources import survey
+from agent.errors import ConsentMissingError
+from agent.federation.learning import Learned, learn
+from agent.federation.messages import Chunk, Manifest, Offer
+from agent.federation.sealing import update_info
+from agent.federation.store import DeviceStore, Membership, open_device_store
+from agent.federation.text import PreparedText
+from agent.governance.charter import Charter, TrainingPlan
+from agent.llm.adapter import Adapter, LoraFactors, from_bytes, read_adapter
+from agent.paths import BlobStore, Home
+from agent.settings import DeviceSettings
+from agent.testing import SMALL_SHAPES, random_adapter, random_delta
+from agent.training.job import TrainJob, TrainResult
+from agent.transport.outbox import Outbox
+from agent.update.delta import Delta, Factors, apply
+from agent.update.feedback import expressed
+from agent.update.layout import layout_of
+from agent.update.wire import decode_update
+
+KEY = SealKey.generate()
+COMMUNITY = "c" * 32
+DEVICE = "a" * 52
+
+
+class Trainer:
+    """A worker that learns what it is told to learn."""
+
+    def __init__(self, delta: Delta) -> None:
+        self._delta = delta
+
+    async def __call__(self, job: Any, **_options: Any) -> Any:
+        assert isinstance(job, TrainJob)
+        assert job.start_adapter is not None
+        trained = apply(read_adapter(job.start_adapter), self._delta)
+        path = job.out_dir / "adapter.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(trained.to_bytes())
+        return TrainResult(
+            steps=1,
+            resumed_from=0,
+            tokens=100,
+            first_loss=2.0,
+            last_loss=1.0,
+            seconds=1.0,
+            tok_s=1.0,
+            compute="float32",
+            peak_rss_mb=1.0,
+            adapter_path=path,
+            gguf_path=path,
+            peft_path=path,
+            adapter_sha256="00" * 32,
+        )
+
+
+class Desk:
+    """A device of a community that sends the largest tenth of each update."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root / "home")
+        self.home.create()
+        self.source = root / "notes.txt"
+        self.source.write_text("a line of the owner's\n")
+        self.store = open_device_store(self.home, create=True)
+        self.blobs = BlobStore(self.home.blobs)
+        self.join()
+        with self.store.transaction() as connection:
+            ConsentBook(connection).grant(self.source, survey([self.source]), granted_by="ada")
+
+    def join(self, **rules: Any) -> None:
+        charter = Charter(
+            name="Hedge",
+            base_name="tiny",
+            base_sha256="ab" * 32,
+            base_bytes=1,
+            rank=4,
+            training=TrainingPlan(window=32),
+            **{"compression": "topk", "density": 0.1, **rules},
+        )
+        self.store.save_membership(
+            Membership(
+                community=COMMUNITY,
+                broker="mqtt://127.0.0.1:1",
+                hub=b"",
+                username="",
+                password="",
+                base=self.home.root / "tiny.gguf",
+                charter=charter,
+                joined=0,
+            )
+        )
+
+    async def learn(
+        self, number: int, *, start: Adapter, release: int = 1, delta: Delta, factors: Factors = "both"
+    ) -> Learned:
+        data = start.to_bytes()
+        manifest = Manifest(number=release, sha256=self.blobs.put(data), parent="", size=len(data), round=release)
+        text = PreparedText(train=self.source, heldout=self.source, train_windows=1, heldout_windows=1, tokens=100)
+        return await learn(
+            self.store,
+            self.store.membership,
+            DeviceSettings(),
+            text,
+            sources=[self.source],
+            device=DEVICE,
+            round_number=number,
+            release=manifest,
+            seal_key=KEY.public,
+            factors=factors,
+            workers=Trainer(delta),
+        )
+
+    def sent(self, number: int) -> Delta:
+        """Give what the hub reads of a round's update in the outbox."""
+        (record,) = [row for row in self.store.rounds() if row.round == number]
+        offer = Offer.decode(
+            next(i.body for i in Outbox(self.store.connection).openings() if i.transfer == record.transfer)
+        )
+        parts = [Outbox(self.store.connection).part(record.transfer, index) for index in range(offer.plan.chunk_count)]
+        chunks = [Chunk.decode(part.body).data for part in parts if part is not None]
+        info = update_info(bytes.fromhex(COMMUNITY), DEVICE, offer.transfer, number, offer.adapter)
+        body = open_stream(chunks, KEY.unseal(offer.sealed_key, info), offer.size)
+        return decode_update(body, expected=SMALL_SHAPES, max_rank=4, max_bytes=len(body))[1]
+
+    def left_over(self, factors: Factors = "both") -> Adapter:
+        kept = self.store.residual(factors)
+        assert kept is not None
+        return from_bytes(self.blobs.get(kept.sha256))
+
+    def settle(self, number: int, state: Any) -> None:
+        (record,) = [row for row in self.store.rounds() if row.round == number]
+        with self.store.transaction():
+            Outbox(self.store.connection).done_transfer(record.transfer)
+            self.store.settle(bytes.fromhex(record.transfer), state=state)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    with made.store:
+        yield made
+
+
+def flat(delta: Delta) -> np.ndarray:
+    return layout_of(delta).flatten(delta)
+
+
+def nothing(delta: Delta) -> Delta:
+    modules = {name: LoraFactors(a=0 * f.a, b=0 * f.b) for name, f in delta.modules.items()}
+    return Delta(rank=delta.rank, modules=modules)
+
+
+START = random_adapter(seed=1)
+NEXT = apply(START, random_delta(seed=50, size=0.02))
+DELTA = random_delta(seed=2)
+NOTHING = nothing(DELTA)
+
+
+async def test_what_was_not_sent_is_sent_with_the_next_update_though_nothing_more_was_learned(desk: Desk) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    first = desk.sent(1)
+    assert np.count_nonzero(flat(first)) <= np.ceil(0.1 * flat(first).size)
+    meant = flat(expressed(desk.left_over(), NEXT, "both"))
+    desk.settle(1, "counted")
+    await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
+    second = flat(desk.sent(2))
+    chosen = np.flatnonzero(second)
+    assert set(chosen) <= set(np.argsort(np.abs(meant))[-int(np.ceil(0.1 * meant.size)) :])
+    np.testing.assert_allclose(second[chosen], meant[chosen], atol=float(np.abs(meant).max()) / 7)
+
+
+@pytest.mark.parametrize("place", ["queue_transfer", "add_round", "replace_residual"])
+async def test_killed_while_an_update_is_queued_it_is_taken_up_exactly_once(
+    desk: Desk, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "counted")
+    before = desk.left_over().to_bytes()
+
+    def die(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if place == "queue_transfer":
+            patched.setattr("agent.federation.learning.queue_transfer", die)
+        else:
+            patched.setattr(DeviceStore, place, die)
+        with pytest.raises(KeyboardInterrupt):
+            await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
+    assert desk.left_over().to_bytes() == before
+    assert [row.round for row in desk.store.rounds()] == [1]
+    assert Outbox(desk.store.connection).count == 0
+    await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
+    after = desk.left_over()
+    assert flat(desk.sent(2)).any()
+    assert after.to_bytes() != before
+
+
+async def test_what_a_refused_update_left_over_is_forgotten(desk: Desk) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "refused")
+    assert desk.store.residual("both") is None
+    await desk.learn(2, start=START, delta=NOTHING)
+    assert not flat(desk.sent(2)).any()
+
+
+@pytest.mark.parametrize(
+    ("start", "release", "taken_up"),
+    [
+        (START, 1, True),  # the candidate was rejected: the same release again
+        (NEXT, 2, True),
+        (NEXT, 5, True),  # the device slept through three releases
+        (NEXT, 1, False),  # another release of the same number
+        (NEXT, 0, False),  # the hub went back
+    ],
+)
+async def test_it_is_taken_up_where_the_release_is_the_same_or_a_later_one(
+    desk: Desk, start: Adapter, release: int, *, taken_up: bool
+) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "counted")
+    await desk.learn(2, start=start, release=release, delta=NOTHING)
+    assert flat(desk.sent(2)).any() == taken_up
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "another base"])
+async def test_a_residual_that_cannot_be_used_is_left_out_and_the_round_goes_on(desk: Desk, damage: str) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "counted")
+    kept = desk.store.residual("both")
+    assert kept is not None
+    if damage == "gone":
+        desk.blobs.discard(kept.sha256)
+    elif damage == "changed":
+        desk.blobs.path(kept.sha256).write_bytes(b"nonsense")
+    else:
+        other = desk.blobs.put(random_adapter(rank=8, seed=3, shapes={min(SMALL_SHAPES): (12, 20)}).to_bytes())
+        with desk.store.transaction():
+            desk.store.replace_residual("both", kept.model_copy(update={"sha256": other}))
+    await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
+    assert not flat(desk.sent(2)).any()
+
+
+async def test_rounds_that_train_other_factors_leave_it_alone(desk: Desk) -> None:
+    only_b = {name: LoraFactors(a=0 * f.a, b=f.b) for name, f in DELTA.modules.items()}
+    only_a = {name: LoraFactors(a=f.a, b=0 * f.b) for name, f in DELTA.modules.items()}
+    await desk.learn(1, start=START, delta=Delta(rank=4, modules=only_b), factors="b")
+    await desk.learn(2, start=NEXT, release=2, delta=Delta(rank=4, modules=only_a), factors="a")
+    kept = [desk.store.residual(factors) for factors in ("b", "a", "both")]
+    assert [None if item is None else item.factors for item in kept] == ["b", "a", None]
+    assert desk.store.residual_blobs() == {item.sha256 for item in kept if item is not None}
+    await desk.learn(3, start=NEXT, release=3, delta=NOTHING, factors="b")
+    sent = desk.sent(3)
+    assert sent.factors == "b"
+    assert flat(sent).any()
+
+
+async def test_a_compression_without_a_memory_ends_the_old_one(desk: Desk) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.join(compression="int4")
+    await desk.learn(2, start=NEXT, release=2, delta=DELTA)
+    assert desk.store.residual("both") is None
+
+
+async def test_with_consent_withdrawn_meanwhile_nothing_is_left_over(desk: Desk) -> None:
+    with desk.store.transaction():
+        ConsentBook(desk.store.connection).withdraw(desk.source)
+    with pytest.raises(ConsentMissingError):
+        await desk.learn(1, start=START, delta=DELTA)
+    assert desk.store.residual("both") is None
+    assert [path.name for path in desk.home.blobs.iterdir()] == [desk.blobs.put(START.to_bytes())]
+
+
+async def test_withdrawing_consent_forgets_what_counted_updates_left_over(desk: Desk) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "counted")
+    with desk.store.transaction():
+        desk.store.withdraw_unsent()
+    assert desk.store.residual_blobs() == frozenset()
+
+
+@pytest.mark.parametrize("compression", ["int4", "topk"])
+async def test_what_is_sent_keeps_the_charter_s_norm_with_what_was_left_over(desk: Desk, compression: str) -> None:
+    desk.join(compression=compression, max_update_norm=0.2, density=0.5)
+    for number in range(1, 5):
+        learned = await desk.learn(number, start=START, delta=random_delta(seed=number))
+        assert desk.sent(number).norm == learned.norm <= 0.2
+        desk.settle(number, "counted")
