@@ -167,9 +167,15 @@ class Device:
 
     async def _fetch(self, manifest: Manifest) -> None:
         self._tell("fetching", f"fetching adapter {manifest.sha256[:10]} (release {manifest.number})")
-        want = self._fetcher.want(manifest)
+        want = self._fetcher.want(manifest, have=self._releases_here(manifest))
         await self._sender.say("want", want)
         await self._fetcher.wait(manifest.sha256, patience=self._settings.resend_seconds)
+
+    def _releases_here(self, wanted: Manifest) -> list[str]:
+        """Give the adapters from which the hub may send a difference, the likeliest first."""
+        adopted, seen = self._store.adopted(), self._store.announcement
+        known = [wanted.parent, seen.release.sha256 if seen else "", adopted[1] if adopted else ""]
+        return [sha256 for sha256 in dict.fromkeys(known) if sha256]
 
     async def _adopt(self, release: Manifest) -> None:
         before = after = None

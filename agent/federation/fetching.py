@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from agent.crypto.identity import Identity
 from agent.crypto.sealing import open_stream, unseal
-from agent.errors import MalformedMessageError, ProtocolError, SealBrokenError, TransferError
+from agent.errors import (
+    AdapterError,
+    MalformedMessageError,
+    OversizedMessageError,
+    ProtocolError,
+    SealBrokenError,
+    StateError,
+    TransferError,
+)
 from agent.federation.messages import Chunk, Manifest, Offer, Want
-from agent.federation.sealing import adapter_info, adapter_transfer_id
+from agent.federation.sealing import adapter_info
 from agent.llm.adapter import from_bytes
 from agent.paths import BlobStore, write_atomically
 from agent.transport.transfer import IncomingTransfer, TransferStore
+from agent.update.release import unpack
+from agent.update.streams import BodyError
 
 MAX_ADAPTER_BYTES = 512 * 1024 * 1024
 _DROPPED = "It was dropped; the adapter is asked for again."
@@ -22,6 +33,9 @@ _DROPPED = "It was dropped; the adapter is asked for again."
 
 class Fetcher:
     """Receives adapters, one or several at a time.
+
+    The hub may send the difference from an adapter that is here. Should that not give what was announced, all of it is
+    thrown away, and the adapter is asked for as a whole: a difference that is wrong costs a second download.
 
     Args:
         blobs: where adapters are kept once they are whole and checked.
@@ -36,17 +50,33 @@ class Fetcher:
         self._community = community
         self._directory = directory
         self._transfers = TransferStore(directory, max_bytes=MAX_ADAPTER_BYTES, max_total_bytes=2 * MAX_ADAPTER_BYTES)
-        self._wanted: dict[bytes, Manifest] = {}
+        self._wanted: dict[str, Manifest] = {}
+        self._only_whole: set[str] = set()
         self._arrived = asyncio.Event()
         self._received = 0
 
-    def want(self, manifest: Manifest) -> Want:
-        """Say what to ask the hub for: everything, or the chunks that are still missing."""
-        transfer = adapter_transfer_id(manifest.sha256, self._identity.id)
-        self._wanted[transfer] = manifest
-        known = self._under_way(transfer)
-        missing = known.missing_ranges()[:256] if known is not None else []
-        return Want(adapter=manifest.sha256, missing=missing)
+    def want(self, manifest: Manifest, *, have: Iterable[str] = ()) -> Want:
+        """Say what to ask the hub for: everything, or the chunks that are still missing.
+
+        Args:
+            manifest: what the hub announced.
+            have: hex SHA-256 of adapters of this community; those that are here can be the base of a difference.
+
+        Raises:
+            OversizedMessageError: the adapter is larger than any that a device takes.
+        """
+        if manifest.size > MAX_ADAPTER_BYTES:
+            raise OversizedMessageError(
+                f"the hub announces an adapter of {manifest.size:,} bytes; {MAX_ADAPTER_BYTES:,} is the most",
+                advice="Ask the hub's operator for a lower rank.",
+            )
+        self._wanted[manifest.sha256] = manifest
+        here = [] if manifest.sha256 in self._only_whole else [sha256 for sha256 in have if self._blobs.has(sha256)]
+        for offer in self._offers():
+            if offer.adapter == manifest.sha256 and (known := self._under_way(offer.transfer)) is not None:
+                missing = known.missing_ranges()[:256]
+                return Want(adapter=manifest.sha256, missing=missing, transfer=offer.transfer, have=here)
+        return Want(adapter=manifest.sha256, missing=[], have=here)
 
     async def wait(self, sha256: str, *, patience: float) -> None:
         """Wait until an adapter is here, or nothing has come for ``patience`` seconds."""
@@ -60,14 +90,15 @@ class Fetcher:
                 return
 
     def offered(self, offer: Offer) -> None:
-        """Take in an offer.
+        """Take in an offer. Another form of the same adapter takes the place of one that was under way.
 
         Raises:
             ProtocolError: it is not for an adapter that was asked for.
         """
-        manifest = self._wanted.get(offer.transfer)
-        if offer.purpose != "adapter" or manifest is None or manifest.sha256 != offer.adapter:
-            raise MalformedMessageError("an adapter was offered that was not asked for", advice=_DROPPED)
+        self._require_wanted(offer)
+        for other in self._offers():
+            if other.adapter == offer.adapter and other.transfer != offer.transfer:
+                self._forget(other)
         transfer = self._transfers.begin(offer.plan)
         write_atomically(self._offer_path(offer.transfer), offer.encode())
         self._came()
@@ -83,10 +114,18 @@ class Fetcher:
         transfer = self._under_way(chunk.transfer)
         if transfer is None:
             raise TransferError("a chunk came of an adapter that was not offered", advice=_DROPPED)
+        offer = Offer.decode(self._offer_path(chunk.transfer).read_bytes())
+        self._require_wanted(offer)
         transfer.add(chunk.index, chunk.data)
         self._came()
         if transfer.complete:
-            self._finish(Offer.decode(self._offer_path(chunk.transfer).read_bytes()), transfer)
+            self._finish(offer, transfer)
+
+    def _require_wanted(self, offer: Offer) -> Manifest:
+        manifest = self._wanted.get(offer.adapter)
+        if offer.purpose != "adapter" or manifest is None:
+            raise MalformedMessageError("an adapter came that was not asked for", advice=_DROPPED)
+        return manifest
 
     def _came(self) -> None:
         self._received += 1
@@ -95,25 +134,44 @@ class Fetcher:
     def _finish(self, offer: Offer, transfer: IncomingTransfer) -> None:
         """Open a whole adapter and keep it, or throw all of it away."""
         try:
-            data = self._open(offer, transfer)
-            from_bytes(data)
-            self._blobs.put(data)
+            self._blobs.put(self._open(offer, transfer, self._require_wanted(offer).size))
         finally:
-            transfer.discard()
-            self._offer_path(offer.transfer).unlink(missing_ok=True)
-        self._wanted.pop(offer.transfer, None)
+            self._forget(offer)
+        self._wanted.pop(offer.adapter, None)
+        self._only_whole.discard(offer.adapter)
         self._arrived.set()
 
-    def _open(self, offer: Offer, transfer: IncomingTransfer) -> bytes:
+    def _open(self, offer: Offer, transfer: IncomingTransfer, size: int) -> bytes:
+        """Give the bytes of an adapter: ``size`` of them, with the hash that was announced."""
         info = adapter_info(self._community, self._identity.id, offer.adapter)
         key = unseal(self._identity, offer.sealed_key, info)
-        whole = transfer.assemble()
-        size = offer.chunk_bytes
-        chunks = (whole[start : start + size] for start in range(0, len(whole), size))
-        data = open_stream(chunks, key, len(whole))
+        sealed = transfer.assemble()
+        step = offer.chunk_bytes
+        content = open_stream((sealed[start : start + step] for start in range(0, len(sealed), step)), key, len(sealed))
+        self._only_whole.add(offer.adapter)  # until it is here
+        try:
+            data = unpack(content, size, self._base)
+            from_bytes(data)
+        except (BodyError, AdapterError) as cause:
+            raise MalformedMessageError(f"what came is no adapter: {cause}", advice=_DROPPED) from cause
         if hashlib.sha256(data).hexdigest() != offer.adapter:
             raise SealBrokenError("an adapter came that does not have the hash it was announced by", advice=_DROPPED)
         return data
+
+    def _base(self, sha256: str) -> bytes | None:
+        """Give what a difference was taken from, if it is here and undamaged."""
+        try:
+            return self._blobs.get(sha256) if self._blobs.has(sha256) else None
+        except StateError:
+            return None
+
+    def _offers(self) -> list[Offer]:
+        """Give the offers that were taken in, also before a restart."""
+        offers = []
+        for path in self._directory.glob("*.offer"):
+            with contextlib.suppress(OSError, ProtocolError):
+                offers.append(Offer.decode(path.read_bytes()))
+        return offers
 
     def _under_way(self, transfer: bytes) -> IncomingTransfer | None:
         """Give a transfer whose offer came, also before a restart."""
@@ -122,6 +180,12 @@ class Fetcher:
             return self._transfers.begin(offer.plan)
         except (OSError, ProtocolError):
             return None
+
+    def _forget(self, offer: Offer) -> None:
+        """Throw away what came of a transfer, and its offer."""
+        with contextlib.suppress(ProtocolError):
+            self._transfers.begin(offer.plan).discard()
+        self._offer_path(offer.transfer).unlink(missing_ok=True)
 
     def _offer_path(self, transfer: bytes) -> Path:
         return self._directory / f"{transfer.hex()}.offer"

@@ -184,10 +184,14 @@ class Want(Body):
 
     Attributes:
         missing: chunks as (first, how many); none means everything, the offer included.
+        transfer: the one that the missing chunks belong to. Where the hub would send another one by now, it sends all.
+        have: adapters that the device has: the hub may send the difference from one of them.
     """
 
     adapter: Sha256Hex
     missing: Annotated[list[Range], Field(max_length=256)]
+    transfer: Annotated[bytes, Field(max_length=16)] = b""
+    have: Annotated[list[Sha256Hex], Field(max_length=8)] = []
 
 
 class Verdict(Body):

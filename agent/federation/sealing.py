@@ -7,7 +7,9 @@ has no associated data: who sends, to which community, for which round, under wh
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,7 +70,7 @@ def wrap_update(
 
 
 def make_offer(
-    chunks: list[bytes],
+    chunks: Sequence[bytes],
     *,
     transfer: bytes,
     purpose: Literal["update", "adapter"],
@@ -92,6 +94,12 @@ def make_offer(
     )
 
 
-def adapter_transfer_id(adapter_sha256: str, device: str) -> bytes:
-    """The transfer id under which a device receives an adapter: the same each time, so that it resumes."""
-    return hashlib.sha256(b"bramble/adapter-transfer/1\0" + adapter_sha256.encode() + device.encode()).digest()[:16]
+def adapter_key(content_key: bytes, content_sha256: bytes) -> bytes:
+    """The key of one form of an adapter: of the release's secret and of what is sealed, so that no two share one."""
+    return hmac.digest(content_key, b"bramble/adapter-key/1\0" + content_sha256, "sha256")
+
+
+def adapter_transfer_id(adapter_sha256: str, device: str, content_sha256: bytes) -> bytes:
+    """The transfer id under which a device receives one form of an adapter: the same each time, so that it resumes."""
+    parts = (b"bramble/adapter-transfer/2", adapter_sha256.encode(), device.encode(), content_sha256)
+    return hashlib.sha256(b"\0".join(parts)).digest()[:16]

@@ -397,7 +397,7 @@ class Hub:
             )
             await self._publisher.to_device(device, "receipt", receipt)
             return
-        self._publisher.wish(Request(device=device, adapter=want.adapter, missing=tuple(want.missing)))
+        self._publisher.wish(Request(device=device, want=want))
 
     async def _judged(self, device: str, verdict: Verdict) -> None:
         state = self._store.round_state()

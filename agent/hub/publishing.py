@@ -1,7 +1,7 @@
 """What the hub says: its card and charter, the state of its rounds, and adapters to whoever asks for them.
 
-Adapters travel sealed too. Each has a content key, under which its chunks are the same for every device; a device gets
-that key sealed for itself alone, with the offer.
+Adapters travel sealed too, in whatever form is smallest for a device (:mod:`agent.hub.downloads`). A form's chunks are
+the same for every device; a device gets their key sealed for itself alone, with the offer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity, PublicIdentity
-from agent.crypto.sealing import SealKey, seal, seal_stream
+from agent.crypto.sealing import SealKey, seal
 from agent.federation.messages import (
     Announcement,
     Body,
@@ -21,8 +21,10 @@ from agent.federation.messages import (
     CharterNotice,
     Chunk,
     Range,
+    Want,
 )
-from agent.federation.sealing import PLAIN_CHUNK_BYTES, adapter_info, adapter_transfer_id, make_offer
+from agent.federation.sealing import adapter_info, adapter_transfer_id, make_offer
+from agent.hub.downloads import Downloads
 from agent.hub.store import HubStore, ReleaseRow
 from agent.paths import BlobStore
 from agent.transport.link import Link
@@ -37,8 +39,7 @@ class Request:
     """A device's wish for an adapter, or for parts of it."""
 
     device: str
-    adapter: str
-    missing: tuple[Range, ...]
+    want: Want
 
 
 class Publisher:
@@ -53,12 +54,12 @@ class Publisher:
 
     def __init__(self, *, store: HubStore, blobs: BlobStore, identity: Identity, link: Link) -> None:
         self._store = store
-        self._blobs = blobs
         self._identity = identity
         self._link = link
         self._config = store.config
         self._community = bytes.fromhex(self._config.community)
         self.topics = Topics(self._config.community)
+        self._downloads = Downloads(blobs)
         self._wishes: asyncio.Queue[Request] = asyncio.Queue(MAX_WAITING)
         self._wished: set[tuple[str, str]] = set()
         self._announcing = asyncio.Lock()  # so that the retained announcement is the newest one
@@ -113,7 +114,7 @@ class Publisher:
 
     def wish(self, request: Request) -> bool:
         """Note that a device wants an adapter; asking again while waiting changes nothing."""
-        key = (request.device, request.adapter)
+        key = (request.device, request.want.adapter)
         if key in self._wished or self._wishes.full():
             return False
         self._wished.add(key)
@@ -124,25 +125,32 @@ class Publisher:
         """Send adapters to whoever asked, one device after another, until cancelled."""
         while True:
             request = await self._wishes.get()
-            self._wished.discard((request.device, request.adapter))
-            release = self._store.release(request.adapter)
+            self._wished.discard((request.device, request.want.adapter))
+            release = self._store.release(request.want.adapter)
             receiver = device_key.get(request.device)
             if release is not None and receiver is not None:
-                await self._send(release, receiver, request.missing)
+                await self._send(release, receiver, request.want)
 
-    async def _send(self, release: ReleaseRow, receiver: PublicIdentity, missing: tuple[Range, ...]) -> None:
+    async def _send(self, release: ReleaseRow, receiver: PublicIdentity, want: Want) -> None:
         sha256, device = release.manifest.sha256, receiver.id
-        chunks = seal_stream(self._blobs.get(sha256), release.content_key, PLAIN_CHUNK_BYTES)
-        transfer = adapter_transfer_id(sha256, device)
+        known = [base for base in want.have if base != sha256 and self._store.release(base) is not None]
+        download = await asyncio.to_thread(self._downloads.smallest, release, known)
+        transfer = adapter_transfer_id(sha256, device, download.content_sha256)
+        missing = tuple(want.missing) if want.transfer == transfer else ()
         if not missing:
             info = adapter_info(self._community, device, sha256)
-            sealed_key = seal(receiver.seal_key, release.content_key, info)
+            sealed_key = seal(receiver.seal_key, download.key, info)
             offer = make_offer(
-                chunks, transfer=transfer, purpose="adapter", round_number=0, adapter=sha256, sealed_key=sealed_key
+                download.chunks,
+                transfer=transfer,
+                purpose="adapter",
+                round_number=0,
+                adapter=sha256,
+                sealed_key=sealed_key,
             )
             await self.to_device(device, "offer", offer)
-        for index in _indices(missing, len(chunks)):
-            await self.to_device(device, "chunk", Chunk(transfer=transfer, index=index, data=chunks[index]))
+        for index in _indices(missing, len(download.chunks)):
+            await self.to_device(device, "chunk", Chunk(transfer=transfer, index=index, data=download.chunks[index]))
 
 
 def _indices(missing: tuple[Range, ...], count: int) -> Iterable[int]:

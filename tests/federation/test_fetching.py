@@ -1,24 +1,32 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
-from dataclasses import dataclass
+import tracemalloc
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.crypto.identity import Identity
 from agent.crypto.sealing import seal, seal_stream
-from agent.errors import MalformedMessageError, ProtocolError, SealBrokenError, TransferError
-from agent.federation.fetching import Fetcher
+from agent.errors import MalformedMessageError, OversizedMessageError, ProtocolError, SealBrokenError, TransferError
+from agent.federation.fetching import MAX_ADAPTER_BYTES, Fetcher
 from agent.federation.messages import Chunk, Manifest, Offer
 from agent.federation.sealing import PLAIN_CHUNK_BYTES, adapter_info, adapter_transfer_id, make_offer
-from agent.llm.adapter import Adapter, ModulePath
+from agent.llm.adapter import LoraFactors, ModulePath
 from agent.paths import BlobStore
 from agent.testing import random_adapter
+from agent.update.release import pack_difference, pack_whole
 
 COMMUNITY = bytes(range(16))
-SHAPES = {ModulePath("model.layers.0.mlp.up_proj"): (512, 256), ModulePath("model.layers.0.mlp.down_proj"): (256, 512)}
+SHAPES = {
+    ModulePath("model.layers.0.mlp.up_proj"): (1024, 512),
+    ModulePath("model.layers.0.mlp.down_proj"): (512, 1024),
+}
 
 
 @dataclass
@@ -31,13 +39,15 @@ class Delivery:
     chunks: list[Chunk]
 
 
-def deliver(identity: Identity, adapter: Adapter, blobs: BlobStore, *, sealed_for: Identity | None = None) -> Delivery:
-    data = adapter.to_bytes()
-    sha256 = blobs.put(data)
-    blobs.discard(sha256)
+def deliver(
+    identity: Identity, data: bytes, *, content: bytes | None = None, sealed_for: Identity | None = None
+) -> Delivery:
+    """Send ``data``, as a whole or in whatever form ``content`` is."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    form = pack_whole(data) if content is None else content
     key = secrets.token_bytes(32)
-    sealed = seal_stream(data, key, PLAIN_CHUNK_BYTES)
-    transfer = adapter_transfer_id(sha256, identity.id)
+    sealed = seal_stream(form, key, PLAIN_CHUNK_BYTES)
+    transfer = adapter_transfer_id(sha256, identity.id, hashlib.sha256(form).digest())
     info = adapter_info(COMMUNITY, identity.id, sha256)
     offer = make_offer(
         sealed,
@@ -52,6 +62,17 @@ def deliver(identity: Identity, adapter: Adapter, blobs: BlobStore, *, sealed_fo
     return Delivery(data, manifest, offer, chunks)
 
 
+def receive(fetcher: Fetcher, made: Delivery) -> None:
+    fetcher.offered(made.offer)
+    for chunk in made.chunks:
+        fetcher.arrived(chunk)
+
+
+ADAPTER = random_adapter(shapes=SHAPES, rank=32, seed=1)
+FROZEN = {name: LoraFactors(a=f.a, b=f.b + np.float32(0.01)) for name, f in ADAPTER.modules.items()}
+NEXT = replace(ADAPTER, modules=FROZEN)
+
+
 @dataclass
 class Desk:
     identity: Identity
@@ -61,8 +82,13 @@ class Desk:
     def fetcher(self) -> Fetcher:
         return Fetcher(blobs=self.blobs, identity=self.identity, community=COMMUNITY, directory=self.directory)
 
-    def delivery(self, **options: Identity) -> Delivery:
-        return deliver(self.identity, random_adapter(shapes=SHAPES, rank=32, seed=1), self.blobs, **options)
+    def delivery(self, **options: Any) -> Delivery:
+        return deliver(self.identity, ADAPTER.to_bytes(), **options)
+
+    def difference(self, data: bytes) -> Delivery:
+        content = pack_difference(data, ADAPTER.to_bytes())
+        assert content is not None
+        return deliver(self.identity, data, content=content)
 
 
 @pytest.fixture
@@ -90,7 +116,9 @@ def test_after_a_restart_only_what_is_missing_is_asked_for(desk: Desk) -> None:
     fetcher.offered(made.offer)
     fetcher.arrived(made.chunks[1])
     again = desk.fetcher()
-    assert again.want(made.manifest).missing == [(0, 1), (2, len(made.chunks) - 2)]
+    want = again.want(made.manifest)
+    assert want.missing == [(0, 1), (2, len(made.chunks) - 2)]
+    assert want.transfer == made.offer.transfer
     for chunk in made.chunks:
         if chunk.index != 1:
             again.arrived(chunk)
@@ -103,6 +131,10 @@ def test_adapter_that_nobody_asked_for_is_refused(desk: Desk) -> None:
         desk.fetcher().offered(made.offer)
     with pytest.raises(TransferError):
         desk.fetcher().arrived(made.chunks[0])
+    fetcher = desk.fetcher()
+    fetcher.want(made.manifest)
+    with pytest.raises(MalformedMessageError):
+        fetcher.offered(made.offer.model_copy(update={"purpose": "update"}))
     assert list(desk.directory.iterdir()) == []
 
 
@@ -132,6 +164,76 @@ def test_chunk_that_was_changed_costs_a_second_try_and_nothing_else(desk: Desk) 
     for chunk in made.chunks:
         fetcher.arrived(chunk)
     assert desk.blobs.get(made.manifest.sha256) == made.data
+
+
+def test_a_device_that_has_the_release_before_takes_the_difference(desk: Desk) -> None:
+    fetcher, made = desk.fetcher(), desk.difference(NEXT.to_bytes())
+    base = desk.blobs.put(ADAPTER.to_bytes())
+    assert fetcher.want(made.manifest, have=[base, "f" * 64]).have == [base]
+    receive(fetcher, made)
+    assert desk.blobs.get(made.manifest.sha256) == NEXT.to_bytes()
+    assert sum(len(chunk.data) for chunk in made.chunks) < 0.6 * len(NEXT.to_bytes())
+    assert list(desk.directory.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "fault", ["base is gone", "base is damaged", "another result", "no form", "a bomb", "no adapter"]
+)
+def test_a_wrong_difference_costs_a_download_of_the_whole_and_nothing_else(desk: Desk, fault: str) -> None:
+    fetcher, data = desk.fetcher(), NEXT.to_bytes()
+    base = desk.blobs.put(ADAPTER.to_bytes())
+    made = desk.difference(data)
+    match fault:
+        case "base is gone":
+            desk.blobs.discard(base)
+        case "base is damaged":
+            desk.blobs.path(base).write_bytes(b"nonsense")
+        case "another result":
+            wrong = pack_difference(random_adapter(shapes=SHAPES, rank=32, seed=7).to_bytes(), ADAPTER.to_bytes())
+            made = deliver(desk.identity, data, content=wrong)
+        case "no form":
+            made = deliver(desk.identity, data, content=b"\7" + bytes(300_000))
+        case "a bomb":
+            made = deliver(desk.identity, data, content=pack_whole(bytes(100 * 1024 * 1024)))
+        case "no adapter":
+            data = bytes(100_000)
+            made = deliver(desk.identity, data)
+    fetcher.want(made.manifest, have=[base])
+    tracemalloc.start()
+    with pytest.raises(ProtocolError):
+        receive(fetcher, made)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert not desk.blobs.has(made.manifest.sha256)
+    assert list(desk.directory.iterdir()) == []
+    want = fetcher.want(made.manifest, have=[base])
+    assert (want.have, want.missing, want.transfer) == ([], [], b"")
+    if fault != "no adapter":
+        receive(fetcher, deliver(desk.identity, data))
+        assert desk.blobs.get(made.manifest.sha256) == data
+
+
+def test_another_form_takes_the_place_of_the_one_under_way(desk: Desk) -> None:
+    fetcher, data = desk.fetcher(), NEXT.to_bytes()
+    desk.blobs.put(ADAPTER.to_bytes())
+    first, second = deliver(desk.identity, data), desk.difference(data)
+    fetcher.want(first.manifest)
+    fetcher.offered(first.offer)
+    fetcher.arrived(first.chunks[0])
+    fetcher.offered(second.offer)
+    assert fetcher.want(first.manifest).transfer == second.offer.transfer
+    with pytest.raises(TransferError):
+        fetcher.arrived(first.chunks[1])
+    for chunk in second.chunks:
+        fetcher.arrived(chunk)
+    assert desk.blobs.get(first.manifest.sha256) == data
+    assert list(desk.directory.iterdir()) == []
+
+
+def test_an_adapter_larger_than_any_is_not_asked_for(desk: Desk) -> None:
+    manifest = Manifest(number=1, sha256="a" * 64, parent="", size=MAX_ADAPTER_BYTES + 1, round=1)
+    with pytest.raises(OversizedMessageError):
+        desk.fetcher().want(manifest)
 
 
 async def test_waiting_ends_when_the_adapter_is_here_or_nothing_comes(desk: Desk) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from agent.crypto.sealing import SealKey, open_stream
 from agent.errors import SealBrokenError
-from agent.federation.sealing import Parcel, adapter_transfer_id, update_info, wrap_update
+from agent.federation.sealing import Parcel, adapter_key, adapter_transfer_id, update_info, wrap_update
 
 COMMUNITY, DEVICE, START = bytes(16), "a" * 52, "c" * 64
 KEY = SealKey.generate()
@@ -62,7 +62,19 @@ def test_same_text_sealed_twice_has_nothing_in_common() -> None:
     assert first.chunks[0][:64] != second.chunks[0][:64]
 
 
-def test_adapter_has_one_transfer_id_a_device_so_that_it_resumes() -> None:
-    assert adapter_transfer_id("a" * 64, DEVICE) == adapter_transfer_id("a" * 64, DEVICE)
-    assert adapter_transfer_id("a" * 64, DEVICE) != adapter_transfer_id("a" * 64, "b" * 52)
-    assert adapter_transfer_id("a" * 64, DEVICE) != adapter_transfer_id("b" * 64, DEVICE)
+def test_a_form_of_an_adapter_has_one_transfer_id_a_device_so_that_it_resumes() -> None:
+    form, other = bytes(32), b"\1" * 32
+    assert adapter_transfer_id("a" * 64, DEVICE, form) == adapter_transfer_id("a" * 64, DEVICE, form)
+    others = {
+        adapter_transfer_id("a" * 64, DEVICE, form),
+        adapter_transfer_id("a" * 64, "b" * 52, form),
+        adapter_transfer_id("b" * 64, DEVICE, form),
+        adapter_transfer_id("a" * 64, DEVICE, other),
+    }
+    assert len(others) == 4
+
+
+def test_two_forms_or_two_releases_never_share_a_key() -> None:
+    keys = {adapter_key(secret, form) for secret in (bytes(32), b"\1" * 32) for form in (bytes(32), b"\2" * 32)}
+    assert len(keys) == 4
+    assert all(len(key) == 32 for key in keys)
