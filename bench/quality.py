@@ -58,7 +58,7 @@ from agent.llm.seedling import SEEDLING_PATH
 from agent.llm.tokenizer import LlamaTokenizer
 from agent.paths import write_atomically
 from agent.training.compute import resolve_compute
-from agent.update.delta import Delta, Factors, difference
+from agent.update.delta import Factors, difference
 from agent.update.feedback import send
 from agent.update.start import initial_adapter
 from agent.update.wire import UpdateHeader, decode_update
@@ -204,7 +204,7 @@ def community(run: Run) -> Row:
     """Let the devices grow one adapter over the rounds."""
     rule = load_rule(run.rule)
     release, carry = world().first(run.seed), b""
-    residuals: dict[tuple[int, Factors], Delta | None] = {}
+    residuals: dict[tuple[int, Factors], Adapter | None] = {}
     sizes: list[int] = []
     losses: list[float] = []
     for number in range(1, run.rounds + 1):
@@ -229,8 +229,8 @@ def community(run: Run) -> Row:
 
 
 def pack(
-    run: Run, release: Adapter, trained: Adapter, left: Delta | None, *, number: int, seed: int, factors: Factors
-) -> tuple[bytes, Delta | None]:
+    run: Run, release: Adapter, trained: Adapter, left: Adapter | None, *, number: int, seed: int, factors: Factors
+) -> tuple[bytes, Adapter | None]:
     """Give an update as a device encodes it, and what it keeps for the next one."""
     header = UpdateHeader(
         round=number,
@@ -245,7 +245,7 @@ def pack(
     )
     delta = difference(release, trained, factors)
     density = CHARTER["density"]
-    sending = send(header, delta, left, compression=run.compression, density=density, max_norm=MAX_NORM)
+    sending = send(header, release, delta, left, compression=run.compression, density=density, max_norm=MAX_NORM)
     return sending.update.data, sending.residual
 
 
