@@ -80,8 +80,6 @@ _COMMUNITY = bytes(16)
 _SEAL_KEY = SealKey.generate().public
 _HASH = "0" * 64
 CHARTER = Charter(name="quality", base_name="seedling", base_sha256=_HASH, base_bytes=1).model_dump()
-OUTERS: dict[str, tuple[OuterOptimiser, ...]] = {}
-"""Outer optimisers that a rule is tried with; the charter's default where nothing stands here."""
 
 Row: TypeAlias = dict[str, Any]
 
@@ -270,19 +268,18 @@ def sealed_bytes(data: bytes) -> int:
 
 def wanted(arguments: argparse.Namespace) -> list[Run]:
     """Give all runs that were asked for, the yardsticks first."""
-    charter_outer = OuterOptimiser.model_validate(CHARTER["outer"])
+    rate = arguments.learning_rate
     runs = []
     for seed in range(arguments.seeds):
         settle = partial(Run, seed=seed, rounds=arguments.rounds, outer=OuterOptimiser())
-        runs.append(settle(rule="base", compression="", learning_rate=RECIPE.learning_rate))
-        runs += [settle(rule="centralised", compression="", learning_rate=rate) for rate in CENTRALISED_RATES]
-        runs.append(settle(rule="alone", compression="", learning_rate=RECIPE.learning_rate))
-        for rule in arguments.rules:
-            for outer in OUTERS.get(rule, (charter_outer,)):
-                runs += [
-                    Run(rule, compression, outer, seed, arguments.rounds, RECIPE.learning_rate)
-                    for compression in arguments.compressions
-                ]
+        runs.append(settle(rule="base", compression="", learning_rate=rate))
+        runs += [settle(rule="centralised", compression="", learning_rate=each) for each in CENTRALISED_RATES]
+        runs.append(settle(rule="alone", compression="", learning_rate=rate))
+        runs += [
+            Run(rule, compression, arguments.outer, seed, arguments.rounds, rate)
+            for rule in arguments.rules
+            for compression in arguments.compressions
+        ]
     return runs
 
 
@@ -407,6 +404,14 @@ def names(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
+def optimiser(text: str) -> OuterOptimiser:
+    """Read an outer optimiser such as ``nesterov,0.7,0.9``; ``default`` is the charter's."""
+    if text == "default":
+        return OuterOptimiser.model_validate(CHARTER["outer"])
+    name, rate, momentum = (*text.split(","), "1.0", "0.9")[:3]
+    return OuterOptimiser.model_validate({"name": name, "learning_rate": float(rate), "momentum": float(momentum)})
+
+
 def main() -> None:
     """Do all runs, as many at once as there are cores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -416,6 +421,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--rules", type=names, default=list(RULES))
     parser.add_argument("--compressions", type=names, default=list(COMPRESSIONS))
+    parser.add_argument("--learning-rate", type=float, default=RECIPE.learning_rate, help="of the devices")
+    parser.add_argument("--outer", type=optimiser, default=optimiser("default"), metavar="NAME,RATE,MOMENTUM")
     parser.add_argument("--processes", type=int, default=detect().usable_cores)
     options = parser.parse_args()
     if not TEXT.is_file():
