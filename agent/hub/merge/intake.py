@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
-
 from agent.errors import AdapterError, MergeError
 from agent.hub.merge.likeness import cosines
 from agent.hub.merge.rule import MergeReport
@@ -17,9 +14,17 @@ TOO_LARGE = 1e18
 """A product of two numbers below this stays far within float32; training gives nothing near it."""
 
 
-def is_sane(numbers: NDArray[np.floating]) -> bool:
-    """Tell whether every number is finite and small enough to be multiplied with others."""
-    return bool((np.abs(numbers) < TOO_LARGE).all())
+def require_sane(squared: float, what: str) -> None:
+    """Check by the sum of its squares that every number of something is finite, and fit to be multiplied with others.
+
+    Raises:
+        MergeError: one is not.
+    """
+    if not squared < TOO_LARGE**2:
+        raise MergeError(
+            f"{what} holds numbers that are not finite, or too large (beyond {TOO_LARGE:g})",
+            advice="Lower the bound on norms in the charter, so that such updates are refused before the merge.",
+        )
 
 
 class Intake:
@@ -45,27 +50,40 @@ class Intake:
             start: the release that it started from, where that is an older one.
 
         Raises:
-            MergeError: it does not fit, holds numbers that are not finite, or its weight is not positive.
+            MergeError: it does not fit, or its weight is not positive.
+        """
+        self.check_start(weight, start)
+        try:
+            own = self._start(delta.rank) if start is None else start_for_rank(start, delta.rank)
+            check_fit(own, delta)
+        except AdapterError as cause:
+            raise MergeError(f"an update does not fit: {cause}", advice=cause.advice) from cause
+        return own
+
+    def check_start(self, weight: float, start: Adapter | None) -> None:
+        """Check what an update weighs, and that it started from a release that the community's could come from.
+
+        Raises:
+            MergeError: the weight is not positive, or the release is of another base, rank, scaling or set of modules.
         """
         if not (math.isfinite(weight) and weight > 0):
             raise MergeError(
                 f"an update cannot weigh {weight}", advice="Leave updates out of the merge instead of weighing them 0."
             )
-        try:
-            if start is None:
-                own = self._start(delta.rank)
-            else:
-                _require_same_form(start, self._community)
-                own = start_for_rank(start, delta.rank)
-            check_fit(own, delta)
-        except AdapterError as cause:
-            raise MergeError(f"an update does not fit: {cause}", advice=cause.advice) from cause
-        if not all(is_sane(part) for f in delta.modules.values() for part in (f.a, f.b)):
+        if start is None:
+            return
+        community = self._community
+        of_one_form = (
+            start.rank == community.rank
+            and math.isclose(start.alpha, community.alpha, rel_tol=1e-9)
+            and start.base_sha256 == community.base_sha256
+            and start.shapes == community.shapes
+        )
+        if not of_one_form:
             raise MergeError(
-                f"an update holds numbers that are not finite, or beyond {TOO_LARGE:g}",
-                advice="Refuse it before the merge: lower the bound on norms.",
+                "an update started from a release of another form than the community's adapter",
+                advice="Refuse updates whose start is not a release of this community.",
             )
-        return own
 
     def count(self, weight: float, norm: float, sketch: FloatArray) -> None:
         """Count an update that was checked, by the norm and the sketch of its change."""
@@ -97,22 +115,3 @@ class Intake:
         if rank not in self._starts:
             self._starts[rank] = start_for_rank(self._community, rank)
         return self._starts[rank]
-
-
-def _require_same_form(start: Adapter, community: Adapter) -> None:
-    """Check that an older release is one that the community's adapter could have come from.
-
-    Raises:
-        AdapterError: it is of another base, rank, scaling or set of modules.
-    """
-    of_one_form = (
-        start.rank == community.rank
-        and math.isclose(start.alpha, community.alpha, rel_tol=1e-9)
-        and start.base_sha256 == community.base_sha256
-        and start.shapes == community.shapes
-    )
-    if not of_one_form:
-        raise AdapterError(
-            "the release that it started from is of another form than the community's adapter",
-            advice="Refuse updates whose start is not a release of this community.",
-        )

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agent.hub.merge.factors import Product
 from agent.llm.adapter import FloatArray, ModulePath
@@ -36,15 +35,24 @@ class VectorSketcher:
     """
 
     def __init__(self, length: int) -> None:
-        self._run = max(1, math.ceil(length / NUMBERS))
-        self._whole = length // self._run
-        self._signs = signs(self._run, seed=1)
+        self._signs = signs(_run(length), seed=1)
+        self._whole = length // len(self._signs)
 
-    def sketch(self, vector: NDArray[np.floating]) -> FloatArray:
-        """Give the sketch of a vector, shape ``(about NUMBERS,)``."""
-        head = vector[: self._whole * self._run].reshape(self._whole, self._run)
-        tail = vector[self._whole * self._run :]
-        return np.append(head @ self._signs, tail @ self._signs[: tail.size]).astype(np.float32)
+    @staticmethod
+    def size(length: int) -> int:
+        """Give how many numbers the sketch of a vector of this length has."""
+        return length // _run(length) + 1
+
+    def sketch(self, vector: FloatArray) -> FloatArray:
+        """Give the sketch of a vector."""
+        end = self._whole * len(self._signs)
+        tail = vector[end:]
+        return np.append(vector[:end].reshape(self._whole, -1) @ self._signs, tail @ self._signs[: tail.size])
+
+
+def _run(length: int) -> int:
+    """Give how many neighbours of a vector become one number."""
+    return max(1, math.ceil(length / NUMBERS))
 
 
 class ProductSketcher:

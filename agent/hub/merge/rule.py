@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from agent.errors import MergeError
 from agent.governance.charter import OuterOptimiser
 from agent.hub.merge.outer import PLAIN
+from agent.hub.merge.packed import PackedUpdate, TakesPacked
 from agent.llm.adapter import Adapter
 from agent.update.delta import Delta, Factors
 
@@ -85,12 +86,12 @@ class Contribution:
     """One update as a merge takes it.
 
     Attributes:
-        delta: what the device changed.
+        delta: what the device changed, as factors or still packed.
         weight: positive; only its share of the sum of all weights counts.
         start: the older release that it started from, where it is not the community's adapter.
     """
 
-    delta: Delta
+    delta: Delta | PackedUpdate
     weight: float
     start: Adapter | None = None
 
@@ -185,9 +186,18 @@ def merge(
     with threadpool_limits(limits=1, user_api="blas"):
         accumulator = rule.start(community, carry, outer=outer)
         for device in sorted(updates):
-            update = updates[device]()
-            accumulator.add(update.delta, update.weight, start=update.start)
+            _add(accumulator, updates[device]())
         return accumulator.finish()
+
+
+def _add(accumulator: Accumulator, update: Contribution) -> None:
+    """Fold in one update in the form that the rule takes."""
+    if isinstance(update.delta, Delta):
+        accumulator.add(update.delta, update.weight, start=update.start)
+    elif isinstance(accumulator, TakesPacked):
+        accumulator.add_packed(update.delta, update.weight, start=update.start)
+    else:
+        accumulator.add(update.delta.delta(), update.weight, start=update.start)
 
 
 def load_rule(name: str) -> MergeRule:

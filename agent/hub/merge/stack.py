@@ -29,11 +29,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from agent.errors import MergeError
 from agent.governance.charter import OuterOptimiser
 from agent.hub.merge.carry import carry_from_bytes, carry_to_bytes, damaged, products_from_tensors, products_to_tensors
 from agent.hub.merge.factors import Components, Matrix, Product, Sum, balanced, decompose, stack, sum_of_squares
-from agent.hub.merge.intake import Intake, is_sane
+from agent.hub.merge.intake import Intake, require_sane
 from agent.hub.merge.likeness import ProductSketcher
 from agent.hub.merge.outer import PLAIN, ProductMoments, product_step
 from agent.hub.merge.rule import Merged
@@ -102,6 +101,7 @@ class StackAccumulator:
     def add(self, delta: Delta, weight: float, *, start: Adapter | None = None) -> None:
         """Fold in one update; see :class:`~agent.hub.merge.rule.Accumulator`."""
         own = self._intake.check(delta, weight, start)
+        require_sane(delta.norm**2, "an update")
         changes = {name: _change(own.modules[name], change) for name, change in delta.modules.items()}
         norm = self._community.scaling * math.sqrt(sum(sum_of_squares([change]) for change in changes.values()))
         sketch = self._sketcher.sketch({name: [change] for name, change in changes.items()})
@@ -131,8 +131,7 @@ class StackAccumulator:
             if name in self._residual:
                 parts.append(self._residual[name])
             whole = stack(parts)
-            if not (is_sane(whole.left) and is_sane(whole.right)):
-                raise MergeError(f"the sum for module {name} is too large", advice="Lower the bound on norms.")
+            require_sane(float(np.sum(whole.left**2) + np.sum(whole.right**2)), f"the sum for module {name}")
             components = decompose(whole)
             modules[name] = self._release(components, name)
             last = min(rank + self._carry_rank, _alive(components))

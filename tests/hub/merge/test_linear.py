@@ -133,12 +133,12 @@ def test_the_report_has_the_norms_of_what_was_sent_and_who_pulls_another_way() -
     other_way = replace(delta, modules={name: replace(f, a=-f.a, b=-f.b) for name, f in delta.modules.items()})
     report = run(FedAvgRule(), community, [(delta, 3.0), (other_way, 1.0)]).report
     assert report.weights == (0.75, 0.25)
-    assert report.norms == pytest.approx((delta.norm, delta.norm))
+    assert report.norms == pytest.approx((delta.norm, delta.norm), rel=1e-5)
     assert report.cosines == pytest.approx((1.0, -1.0), abs=1e-6)
 
 
 def test_a_step_that_would_overflow_is_refused() -> None:
     accumulator = FedAvgRule().start(random_adapter(), outer=OuterOptimiser(learning_rate=100))
-    accumulator.add(random_delta(size=1e17), 1.0)
+    accumulator.add(random_delta(size=1e16), 1.0)
     with pytest.raises(MergeError, match="too large"):
         accumulator.finish()

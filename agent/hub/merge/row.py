@@ -1,0 +1,86 @@
+"""All numbers of one kind of update in one row, and the running sum of such rows.
+
+The order is that of an update's body: module by module in sorted order, ``dA`` and then ``dB``, each row by row,
+without a factor that was frozen. Work on one long row costs no Python per module, of which a model has hundreds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.llm.adapter import FloatArray, ModulePath
+from agent.update.delta import Delta, Factors
+
+FOLD = 16
+"""Rows that are summed in float32 before the sum goes to float64."""
+
+
+class Places:
+    """Where each factor lies in a row.
+
+    Args:
+        shapes: ``(out, in)`` by module, in sorted order.
+        rank: of the factors.
+        factors: which of them a row has.
+    """
+
+    def __init__(self, shapes: Mapping[ModulePath, tuple[int, int]], rank: int, factors: Factors) -> None:
+        self.factors: Factors = factors
+        self.rank = rank
+        self.shapes = dict(shapes)
+        self.length = sum(rank * (in_ * (factors != "b") + out * (factors != "a")) for out, in_ in shapes.values())
+
+    def views(self, row: NDArray[np.floating]) -> Iterator[tuple[ModulePath, str, NDArray[np.floating]]]:
+        """Give each factor as a view of a row: the module, ``a`` or ``b``, and the factor."""
+        begin = 0
+        for name, (out, in_) in self.shapes.items():
+            for side, shape in (("a", (self.rank, in_)), ("b", (out, self.rank))):
+                if self.factors in ("both", side):
+                    end = begin + shape[0] * shape[1]
+                    yield name, side, row[begin:end].reshape(shape)
+                    begin = end
+
+    def write(self, delta: Delta, row: FloatArray) -> None:
+        """Write a delta into a row; what it lacks (modules, components above its rank) is zero."""
+        row.fill(0)
+        for name, side, view in self.views(row):
+            if name in delta.modules:
+                part = getattr(delta.modules[name], side)
+                view[: part.shape[0], : part.shape[1]] = part
+
+
+class RunningSum:
+    """A sum of float32 rows, of which a few at a time are added in float32, and these sums in float64.
+
+    So a sum of however many rows is off, in each number, by no more than ``FOLD`` roundings of float32 of the sum of
+    magnitudes (Higham 2002, *Accuracy and Stability of Numerical Algorithms*, section 4.2), in a third of the time that
+    float64 alone would take.
+
+    Args:
+        length: of a row.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._few = np.zeros(length, np.float32)
+        self._all = np.zeros(length)
+        self._pending = 0
+
+    def add(self, row: FloatArray) -> None:
+        """Add a row."""
+        self._few += row
+        self._pending += 1
+        if self._pending == FOLD:
+            self._fold()
+
+    def total(self) -> NDArray[np.float64]:
+        """Give the sum of all rows; float64, not a copy."""
+        self._fold()
+        return self._all
+
+    def _fold(self) -> None:
+        self._all += self._few
+        self._few.fill(0)
+        self._pending = 0
