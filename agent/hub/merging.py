@@ -15,12 +15,14 @@ from agent.errors import MergeError
 from agent.events import Value
 from agent.federation.messages import Manifest
 from agent.governance.charter import Charter
+from agent.hub.merge.packed import PackedUpdate
 from agent.hub.merge.rule import Contribution, load_rule, merge
 from agent.hub.rounds import RoundState, after_merge
 from agent.hub.store import HubStore, ReleaseRow, UpdateRow
 from agent.hub.weights import capped_weights
 from agent.llm.adapter import Adapter, from_bytes
 from agent.paths import BlobStore
+from agent.update.delta import Delta
 from agent.update.wire import decode_update
 
 
@@ -73,8 +75,15 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     report: dict[str, Value] = {
         "rule": config.charter.merge_rule,
         "updates": [
-            {"device": row.device, "update": row.update_id, "weight": weight, "norm": row.norm, "tokens": row.tokens}
-            for row, weight in zip(rows, weights, strict=True)
+            {
+                "device": row.device,
+                "update": row.update_id,
+                "weight": share,
+                "norm": row.norm,
+                "cosine": cosine,
+                "tokens": row.tokens,
+            }
+            for row, share, cosine in zip(rows, merged.report.weights, merged.report.cosines, strict=True)
         ],
         "released_energy": merged.report.released_energy,
         "carried_energy": merged.report.carried_energy,
@@ -85,8 +94,22 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     return MergeOutcome(release=candidate, report=report)
 
 
+def read_update(data: bytes, *, community: Adapter, max_rank: int) -> Delta | PackedUpdate:
+    """Read an opened update in the form that merging takes.
+
+    Args:
+        data: its bytes, as they were checked when it came.
+        community: the adapter that it is merged into.
+        max_rank: the charter's.
+
+    Raises:
+        UpdateRefusedError: it is not what it was.
+    """
+    _header, delta = decode_update(data, expected=community.shapes, max_rank=max_rank, max_bytes=len(data))
+    return delta
+
+
 def _read(blobs: BlobStore, row: UpdateRow, weight: float, *, community: Adapter, charter: Charter) -> Contribution:
     """Read a counted update back from the disk."""
-    data = blobs.get(row.update_id)
-    _header, delta = decode_update(data, expected=community.shapes, max_rank=charter.rank, max_bytes=len(data))
-    return Contribution(delta=delta, weight=weight)
+    update = read_update(blobs.get(row.update_id), community=community, max_rank=charter.rank)
+    return Contribution(delta=update, weight=weight)

@@ -128,8 +128,7 @@ class LinearAccumulator:
             self.add(update.delta(), weight, start=start)
             return
         self._intake.check_start(weight, start)
-        lane.row.fill(0)
-        update.accumulate(lane.row, self._relative(weight))
+        update.write(lane.row, self._relative(weight))
         self._take(lane, weight)
 
     def finish(self) -> Merged:

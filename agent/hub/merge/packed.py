@@ -1,8 +1,7 @@
 """Updates that are folded in as they are packed, without a delta of their own in memory.
 
 A body is a row of numbers in some compression. A linear rule needs nothing but weighted sums of such rows, so whoever
-can add a packed row to a running one spares it the arrays of every module. What the wire form gives is such an update:
-``layout`` says what the row means, ``accumulate`` adds it up.
+can unpack one into a row that is there already, times a weight, spares it the arrays of every module and a pass.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ class PackedUpdate(Protocol):
         """What its numbers are."""
         ...
 
-    def accumulate(self, into: FloatArray, weight: float) -> None:
-        """Add ``weight`` times its numbers to a row; float32, contiguous, as long as the layout says.
+    def write(self, row: FloatArray, weight: float) -> None:
+        """Write ``weight`` times its numbers over a row: float32, contiguous, as long as the layout says.
 
         Raises:
-            UpdateRefusedError: it cannot be unpacked; the row is as it was.
+            UpdateRefusedError: it cannot be unpacked.
         """
         ...
 

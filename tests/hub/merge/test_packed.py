@@ -34,11 +34,10 @@ class Packed:
     def layout(self) -> Layout:
         return Layout(self.content.rank, self.content.factors, self.content.shapes)
 
-    def accumulate(self, into: FloatArray, weight: float) -> None:
+    def write(self, row: FloatArray, weight: float) -> None:
         self.rows += 1
-        row = np.empty_like(into)
         Places(self.content.shapes, self.content.rank, self.content.factors).write(self.content, row)
-        into += np.float32(weight) * row
+        row *= np.float32(weight)
 
     def delta(self) -> Delta:
         self.deltas += 1
