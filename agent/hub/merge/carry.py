@@ -62,9 +62,9 @@ def carry_from_bytes(kind: str, data: bytes) -> dict[str, FloatArray]:
     return dict(tensors)
 
 
-def products_to_tensors(products: Mapping[ModulePath, Product], prefix: str = "") -> dict[str, NDArray[np.float64]]:
+def products_to_tensors(products: Mapping[ModulePath, Product], prefix: str = "") -> dict[str, NDArray[np.floating]]:
     """Give the factors of those products that have any, by the names that they have in a carry."""
-    tensors: dict[str, NDArray[np.float64]] = {}
+    tensors: dict[str, NDArray[np.floating]] = {}
     for name, product in products.items():
         if product.rank:
             tensors[f"{prefix}{name}.left"] = product.left

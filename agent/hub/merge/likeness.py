@@ -2,20 +2,20 @@
 
 The mean is known only after the last update, so each update leaves a short random sketch, linear in what was changed:
 the mean's sketch is the mean of the sketches, and inner products of sketches estimate those of what they stand for
-(Johnson and Lindenstrauss 1984; with random signs: Achlioptas 2003). About ``NUMBERS`` numbers an update are kept, and
-a cosine is known to a few hundredths, which is enough to see who pulls another way. The signs come from fixed seeds, so
-the same updates give the same cosines.
+(Johnson and Lindenstrauss 1984; with random signs: Achlioptas 2003). A vector becomes sums of runs of neighbours with
+random signs; a change of a layer's product, its products with a few random vectors on either side, which its factors
+give cheaply. About ``NUMBERS`` numbers an update are kept, and a cosine is known to a few hundredths, which is enough
+to see who pulls another way. The signs come from fixed seeds, so the same updates give the same cosines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from agent.hub.merge.factors import Product
-from agent.llm.adapter import FloatArray, ModulePath
+from agent.llm.adapter import FloatArray
 
 NUMBERS = 1024
 """In one sketch, about: 4 KB an update, far below what the update itself takes."""
@@ -35,47 +35,20 @@ class VectorSketcher:
     """
 
     def __init__(self, length: int) -> None:
-        self._signs = signs(_run(length), seed=1)
+        self._signs = signs(max(1, math.ceil(length / NUMBERS)), seed=1)
         self._whole = length // len(self._signs)
-
-    @staticmethod
-    def size(length: int) -> int:
-        """Give how many numbers the sketch of a vector of this length has."""
-        return length // _run(length) + 1
+        self.size = self._whole + 1
 
     def sketch(self, vector: FloatArray) -> FloatArray:
-        """Give the sketch of a vector."""
+        """Give the sketch of a vector, shape ``(size,)``."""
         end = self._whole * len(self._signs)
         tail = vector[end:]
         return np.append(vector[:end].reshape(self._whole, -1) @ self._signs, tail @ self._signs[: tail.size])
 
 
-def _run(length: int) -> int:
-    """Give how many neighbours of a vector become one number."""
-    return max(1, math.ceil(length / NUMBERS))
-
-
-class ProductSketcher:
-    """Sketches changes of many layers: each product between a few random vectors on either side.
-
-    Args:
-        shapes: ``(out, in)`` of each layer.
-    """
-
-    def __init__(self, shapes: Mapping[ModulePath, tuple[int, int]]) -> None:
-        self._probes = max(4, math.ceil(math.sqrt(NUMBERS / max(1, len(shapes)))))
-        self._sides = {
-            name: (signs(self._probes, out, seed=2 * index), signs(in_, self._probes, seed=2 * index + 1))
-            for index, (name, (out, in_)) in enumerate(shapes.items())
-        }
-
-    def sketch(self, changes: Mapping[ModulePath, Sequence[Product]]) -> FloatArray:
-        """Give the sketch of one update, shape ``(layers * probes**2,)``; a layer that lacks did not change."""
-        found = np.zeros((len(self._sides), self._probes, self._probes))
-        for index, (name, (left, right)) in enumerate(self._sides.items()):
-            for part in changes.get(name, ()):
-                found[index] += (left @ part.left) @ (part.right @ right)
-        return found.reshape(-1).astype(np.float32)
+def probes(layers: int) -> int:
+    """Give between how many random vectors on either side the change of a layer is taken, of so many layers."""
+    return max(4, math.ceil(math.sqrt(NUMBERS / max(1, layers))))
 
 
 def cosines(sketches: Sequence[FloatArray], shares: Sequence[float]) -> tuple[float, ...]:

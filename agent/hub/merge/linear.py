@@ -18,20 +18,18 @@ The report's norms and cosines are those of the numbers sent; cosines are estima
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from agent.errors import MergeError
 from agent.governance.charter import OuterOptimiser
 from agent.hub.merge.carry import carry_from_bytes, carry_to_bytes, damaged
-from agent.hub.merge.intake import Intake, require_sane
+from agent.hub.merge.intake import Intake, WeightedRow, require_sane
 from agent.hub.merge.likeness import VectorSketcher
 from agent.hub.merge.outer import PLAIN, Moments, Vector, vector_step
-from agent.hub.merge.packed import PackedUpdate, fills
-from agent.hub.merge.row import Places, RunningSum
+from agent.hub.merge.packed import PackedUpdate
+from agent.hub.merge.row import RunningSum
 from agent.hub.merge.rule import Merged
 from agent.llm.adapter import Adapter, FloatArray
 from agent.update.delta import Delta, Factors
@@ -77,19 +75,6 @@ class AlternateRule(FedAvgRule):
         return "b" if round_number % 2 else "a"
 
 
-class _Lane:
-    """The running sum of the updates that trained the same factors.
-
-    ``row`` is where each comes as one row, times its weight, on its way into the sum.
-    """
-
-    def __init__(self, places: Places) -> None:
-        self.places = places
-        self.row: FloatArray = np.zeros(places.length, np.float32)
-        self.sum = RunningSum(places.length)
-        self.sketcher = VectorSketcher(places.length)
-
-
 class LinearAccumulator:
     """One merge under way: the weighted sum of all updates, those with the same factors in one row."""
 
@@ -99,86 +84,49 @@ class LinearAccumulator:
         carry: Mapping[str, FloatArray],
         *,
         outer: OuterOptimiser,
-        takes: tuple[Factors, ...],
+        takes: Sequence[Factors],
     ) -> None:
         self._community = community
         self._outer = outer
-        self._intake = Intake(community)
-        self._places: dict[Factors, Places] = {
-            factors: Places(community.shapes, community.rank, factors) for factors in takes
-        }
-        self._lanes: dict[Factors, _Lane] = {}
+        self._intake = Intake(community, takes)
+        self._sums: dict[Factors, RunningSum] = {}
+        self._sketchers = {factors: VectorSketcher(places.length) for factors, places in self._intake.places.items()}
         self._moments = {
-            factors: _moments_from(carry, factors, outer, places.length) for factors, places in self._places.items()
+            factors: _moments_from(carry, factors, outer, places.length)
+            for factors, places in self._intake.places.items()
         }
-        self._unit = 0.0
 
     def add(self, delta: Delta, weight: float, *, start: Adapter | None = None) -> None:
         """Fold in one update; see :class:`~agent.hub.merge.rule.Accumulator`."""
-        lane = self._lane(delta.factors)
-        self._intake.check(delta, weight, start)
-        lane.places.write(delta, lane.row)
-        lane.row *= np.float32(self._relative(weight))
-        self._take(lane, weight)
+        self._fold(self._intake.read(delta, weight, start), weight)
 
     def add_packed(self, update: PackedUpdate, weight: float, *, start: Adapter | None = None) -> None:
         """Fold in one update as it is packed; see :class:`~agent.hub.merge.packed.TakesPacked`."""
-        lane = self._lane(update.layout.factors)
-        if not fills(update.layout, lane.places):
-            self.add(update.delta(), weight, start=start)
-            return
-        self._intake.check_start(weight, start)
-        update.write(lane.row, self._relative(weight))
-        self._take(lane, weight)
+        self._fold(self._intake.read(update, weight, start), weight)
 
     def finish(self) -> Merged:
         """Give the next adapter; see :class:`~agent.hub.merge.rule.Accumulator`."""
         report = self._intake.report()
-        total = self._intake.total / self._unit
         moments = dict(self._moments)
         modules = dict(self._community.modules)
-        for factors, lane in self._lanes.items():
-            step, moments[factors] = vector_step(self._outer, lane.sum.total() / total, moments[factors])
+        for factors, running in self._sums.items():
+            step, moments[factors] = vector_step(self._outer, running.total() / self._intake.total, moments[factors])
             require_sane(float(step @ step), "the sum of the updates")
-            for name, side, view in lane.places.views(step):
+            for name, side, view in self._intake.places[factors].views(step):
                 after = (getattr(modules[name], side) + view).astype(np.float32)
                 modules[name] = replace(modules[name], **{side: after})
         carry = carry_to_bytes(_KIND, _moments_to(moments, self._outer))
         return Merged(adapter=replace(self._community, modules=modules), carry=carry, report=report)
 
-    def _lane(self, factors: Factors) -> _Lane:
-        """Give the sum that updates with these factors go to."""
-        if factors not in self._places:
-            raise MergeError(
-                f"an update that trained {factors} came where {' or '.join(self._places)} is trained",
-                advice="Refuse updates whose factors are not the round's.",
-            )
-        if factors not in self._lanes:
-            self._lanes[factors] = _Lane(self._places[factors])
-        return self._lanes[factors]
-
-    def _relative(self, weight: float) -> float:
-        """Give a weight as a multiple of the first one: it stays within float32 whatever weights are measured in."""
-        self._unit = self._unit or weight
-        return weight / self._unit
-
-    def _take(self, lane: _Lane, weight: float) -> None:
-        """Add the row, which is already weighted."""
-        relative = self._relative(weight)
-        squared = float(lane.row @ lane.row)
-        require_sane(squared, "an update")
-        sketch = lane.sketcher.sketch(lane.row) / np.float32(relative)
-        self._intake.count(weight, math.sqrt(squared) / relative, self._among_all(lane, sketch))
-        lane.sum.add(lane.row)
-
-    def _among_all(self, lane: _Lane, sketch: FloatArray) -> FloatArray:
-        """Put a sketch where no update with other factors has its own: what they changed has nothing in common."""
-        return np.concatenate(
-            [
-                sketch if places is lane.places else np.zeros(VectorSketcher.size(places.length), np.float32)
-                for places in self._places.values()
-            ]
-        )
+    def _fold(self, row: WeightedRow, weight: float) -> None:
+        """Add a row. What updates with other factors changed has nothing in common: their sketches lie beside."""
+        factors = row.places.factors
+        sketches = [np.zeros(sketcher.size, np.float32) for sketcher in self._sketchers.values()]
+        sketches[list(self._sketchers).index(factors)] = self._sketchers[factors].sketch(row.numbers)
+        self._intake.count(weight, row.norm, np.concatenate(sketches) / np.float32(row.weight))
+        if factors not in self._sums:
+            self._sums[factors] = RunningSum(row.places.length)
+        self._sums[factors].add(row.numbers)
 
 
 def _moments_from(carry: Mapping[str, FloatArray], factors: Factors, outer: OuterOptimiser, length: int) -> Moments:

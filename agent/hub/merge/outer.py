@@ -28,14 +28,13 @@ State goes into the carry, and so belongs to a release: where a candidate is rej
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.governance.charter import OuterOptimiser
-from agent.hub.merge.factors import Product, sum_of_squares, truncate
+from agent.hub.merge.factors import Combination, Product, combine
 
 Vector = NDArray[np.float64]
 
@@ -82,37 +81,35 @@ class ProductMoments:
     """What is remembered of the changes of one layer's product; empty at first.
 
     Attributes:
-        first: ``m`` as products whose sum it is.
-        second: ``v``, one number.
+        first: ``m``, or nothing.
+        second: ``v``, one number, or nothing.
     """
 
-    first: Sequence[Product] = field(default=())
+    first: Product | None = None
     second: float | None = None
 
 
 def product_step(
-    outer: OuterOptimiser, gradient: Sequence[Product], before: ProductMoments, *, scaling: float, rank: int
-) -> tuple[list[Product], ProductMoments]:
+    outer: OuterOptimiser, gradient: Combination, before: ProductMoments, *, scaling: float, rank: int
+) -> tuple[Combination, ProductMoments]:
     """Give the step that follows the change of one layer's product, and what to remember.
 
     Args:
         outer: the optimiser.
-        gradient: the mean change, as products whose sum it is.
+        gradient: the mean change.
         before: what this function gave in the round before.
         scaling: what a product is multiplied by to be a change of the weight.
         rank: of what is remembered, at most.
     """
     rate, momentum = outer.learning_rate, outer.momentum
     if outer.name == "none":
-        return [part.scaled(rate) for part in gradient], ProductMoments()
-    share = 1.0 if outer.name == "nesterov" else 1 - momentum
-    older = [part.scaled(momentum) for part in before.first]
-    first = [*older, *(part.scaled(share) for part in gradient)]
+        return gradient.scaled(rate), ProductMoments()
+    older = Combination() if before.first is None else combine(before.first).scaled(momentum)
     if outer.name == "nesterov":
-        step = [part.scaled(rate) for part in (*gradient, *(part.scaled(momentum) for part in first))]
-        return step, ProductMoments(first=truncate(first, rank))
+        first = older.plus(gradient)
+        return gradient.plus(first.scaled(momentum)).scaled(rate), ProductMoments(first=first.truncated(rank))
+    first = older.plus(gradient.scaled(1 - momentum))
     second = outer.epsilon**2 if before.second is None else before.second
-    squared = scaling**2 * sum_of_squares(gradient)
-    second = outer.beta2 * second + (1 - outer.beta2) * squared
+    second = outer.beta2 * second + (1 - outer.beta2) * scaling**2 * gradient.energy()
     pace = rate / (math.sqrt(second) + outer.epsilon)
-    return [part.scaled(pace) for part in first], ProductMoments(first=truncate(first, rank), second=second)
+    return first.scaled(pace), ProductMoments(first=first.truncated(rank), second=second)

@@ -6,13 +6,19 @@ without a factor that was frozen. Work on one long row costs no Python per modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from agent.llm.adapter import FloatArray, ModulePath
 from agent.update.delta import Delta, Factors
+
+Side: TypeAlias = Literal["a", "b"]
+Number = TypeVar("Number", bound=np.floating)
 
 FOLD = 16
 """Rows that are summed in float32 before the sum goes to float64."""
@@ -31,17 +37,32 @@ class Places:
         self.factors: Factors = factors
         self.rank = rank
         self.shapes = dict(shapes)
-        self.length = sum(rank * (in_ * (factors != "b") + out * (factors != "a")) for out, in_ in shapes.values())
+        self._factors: dict[tuple[ModulePath, Side], tuple[int, tuple[int, int]]] = {}
+        self.length = 0
+        for name, (out, in_) in shapes.items():
+            sides: dict[Side, tuple[int, int]] = {"a": (rank, in_), "b": (out, rank)}
+            for side, shape in sides.items():
+                if factors in ("both", side):
+                    self._factors[name, side] = self.length, shape
+                    self.length += shape[0] * shape[1]
 
-    def views(self, row: NDArray[np.floating]) -> Iterator[tuple[ModulePath, str, NDArray[np.floating]]]:
+    def views(self, row: NDArray[Number]) -> Iterator[tuple[ModulePath, Side, NDArray[Number]]]:
         """Give each factor as a view of a row: the module, ``a`` or ``b``, and the factor."""
-        begin = 0
-        for name, (out, in_) in self.shapes.items():
-            for side, shape in (("a", (self.rank, in_)), ("b", (out, self.rank))):
-                if self.factors in ("both", side):
-                    end = begin + shape[0] * shape[1]
-                    yield name, side, row[begin:end].reshape(shape)
-                    begin = end
+        for (name, side), (begin, shape) in self._factors.items():
+            yield name, side, row[begin : begin + shape[0] * shape[1]].reshape(shape)
+
+    def stacked(self, row: FloatArray, names: Sequence[ModulePath], side: Side) -> FloatArray:
+        """Give one factor of several modules of one shape, stacked; a view where they lie at even distances."""
+        begins = [self._factors[name, side][0] for name in names]
+        rows, columns = self._factors[names[0], side][1]
+        steps = {after - before for before, after in pairwise(begins)}
+        if len(steps) > 1:
+            return np.stack([row[begin : begin + rows * columns].reshape(rows, columns) for begin in begins])
+        size = row.itemsize
+        step = steps.pop() if steps else 0
+        return as_strided(
+            row[begins[0] :], (len(begins), rows, columns), (step * size, columns * size, size), writeable=False
+        )
 
     def write(self, delta: Delta, row: FloatArray) -> None:
         """Write a delta into a row; what it lacks (modules, components above its rank) is zero."""

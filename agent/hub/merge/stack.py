@@ -12,37 +12,46 @@ products is not the product of means (Wang et al. 2024, *FLoRA*, section 3).
 An update that started from an older release is held against that one: ``B_s``, ``A_s`` are then its factors, and the
 same three terms are its exact change, which is added to the community's product of today.
 
-At the end everything is one product in stacked factors, ``B A + carry + the outer optimiser's step``, whose singular
-value decomposition gives the best adapter of the community's rank (Eckart and Young 1936). The rest is carried into
-the next merge, so over the rounds nothing is lost; only components beyond ``carry_rank`` are dropped, and their energy
-is published.
+At the end everything is one sum, ``B A + carry + the outer optimiser's step``, whose largest components are the best
+adapter of the community's rank (Eckart and Young 1936). The rest is carried into the next merge, so over the rounds
+nothing is lost; only components beyond ``carry_rank`` are dropped, and their energy is published.
 
-Numbers are float64 inside and float32 outside. The same updates in the same order (see :mod:`agent.hub.merge.rule`)
-give the same bytes on the same machine and BLAS; on another the last bits may differ, as in any such library.
+The third term is by far the most work: ``2 * out * in * rank`` operations for each layer and update. So it is done in
+float32, many updates in one matrix product (:class:`~agent.hub.merge.factors.CrossSum` bounds the error), and the
+linear terms in float32 and float64 (:class:`~agent.hub.merge.row.RunningSum`). The same updates in the same order (see
+:mod:`agent.hub.merge.rule`) give the same bytes on the same machine and BLAS; on another the last bits may differ, as
+in any such library.
+
+The report's norms are those of the weights' changes, scaling included; cosines are estimates
+(:mod:`agent.hub.merge.likeness`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.governance.charter import OuterOptimiser
 from agent.hub.merge.carry import carry_from_bytes, carry_to_bytes, damaged, products_from_tensors, products_to_tensors
-from agent.hub.merge.factors import Components, Matrix, Product, Sum, balanced, decompose, stack, sum_of_squares
-from agent.hub.merge.intake import Intake, require_sane
-from agent.hub.merge.likeness import ProductSketcher
+from agent.hub.merge.factors import Combination, Components, Product, combine
+from agent.hub.merge.intake import Intake, WeightedRow, require_sane
+from agent.hub.merge.layers import LayerGroup
+from agent.hub.merge.likeness import probes
 from agent.hub.merge.outer import PLAIN, ProductMoments, product_step
-from agent.hub.merge.rule import Merged
+from agent.hub.merge.packed import PackedUpdate
+from agent.hub.merge.row import RunningSum
+from agent.hub.merge.rule import Merged, MergeReport
 from agent.llm.adapter import Adapter, FloatArray, LoraFactors, ModulePath
 from agent.update.delta import Delta, Factors
 from agent.update.start import fresh_rows
 
-CARRY_RANK = 128
+CARRY_RANK = 32
 MOMENTUM_RANK = 32
-_DEAD = 1e-7
+_DEAD = 1e-6
 """Components below this share of the largest one are float32 noise."""
 _RESIDUAL, _FIRST, _SECOND = "residual/", "first/", "second"
 
@@ -77,7 +86,7 @@ class StackRule:
 
 
 class StackAccumulator:
-    """One merge under way: unnormalised weighted sums, divided by the sum of weights at the end."""
+    """One merge under way: weighted sums, divided by the sum of weights at the end."""
 
     def __init__(
         self,
@@ -92,64 +101,78 @@ class StackAccumulator:
         self._outer = outer
         self._carry_rank = carry_rank
         self._momentum_rank = momentum_rank
-        self._intake = Intake(community)
         self._residual = products_from_tensors(carry, community.shapes, _RESIDUAL)
         self._moments = _moments_from(carry, community, outer)
-        self._sketcher = ProductSketcher(community.shapes)
-        self._layers = {name: _Layer(factors) for name, factors in community.modules.items()}
+        self._intake = Intake(community, ("both",))
+        self._places = self._intake.places["both"]
+        self._sum = RunningSum(self._places.length)
+        self._groups = [
+            LayerGroup(names, community, probes=probes(len(community.modules)), seed=index)
+            for index, names in enumerate(_kinds(community))
+        ]
 
     def add(self, delta: Delta, weight: float, *, start: Adapter | None = None) -> None:
         """Fold in one update; see :class:`~agent.hub.merge.rule.Accumulator`."""
-        own = self._intake.check(delta, weight, start)
-        require_sane(delta.norm**2, "an update")
-        changes = {name: _change(own.modules[name], change) for name, change in delta.modules.items()}
-        norm = self._community.scaling * math.sqrt(sum(sum_of_squares([change]) for change in changes.values()))
-        sketch = self._sketcher.sketch({name: [change] for name, change in changes.items()})
-        self._intake.count(weight, norm, sketch)
-        for name, change in delta.modules.items():
-            self._layers[name].add(change, weight, None if start is None else own.modules[name])
+        self._fold(self._intake.read(delta, weight, start), weight, start)
+
+    def add_packed(self, update: PackedUpdate, weight: float, *, start: Adapter | None = None) -> None:
+        """Fold in one update as it is packed; see :class:`~agent.hub.merge.packed.TakesPacked`."""
+        self._fold(self._intake.read(update, weight, start), weight, start)
 
     def finish(self) -> Merged:
         """Give the next adapter; see :class:`~agent.hub.merge.rule.Accumulator`."""
         report = self._intake.report()
-        total = self._intake.total
-        released = carried = everything = 0.0
-        modules: dict[ModulePath, LoraFactors] = {}
-        left_over: dict[ModulePath, Product] = {}
-        moments: dict[ModulePath, ProductMoments] = {}
-        community = self._community
-        rank = community.rank
-        for name, layer in self._layers.items():
-            step, moments[name] = product_step(
-                self._outer,
-                layer.change(1 / total),
-                self._moments.get(name, ProductMoments()),
-                scaling=community.scaling,
-                rank=self._momentum_rank,
-            )
-            parts = [layer.product, *step]
-            if name in self._residual:
-                parts.append(self._residual[name])
-            whole = stack(parts)
-            require_sane(float(np.sum(whole.left**2) + np.sum(whole.right**2)), f"the sum for module {name}")
-            components = decompose(whole)
-            modules[name] = self._release(components, name)
-            last = min(rank + self._carry_rank, _alive(components))
-            left_over[name] = balanced(components, rank, max(rank, last))
-            energy = components.s**2
-            everything += float(energy.sum())
-            released += float(energy[:rank].sum())
-            carried += float(energy[rank : max(rank, last)].sum())
-        unit = everything or 1.0
-        report = replace(
-            report,
-            released_energy=released / unit if everything else 1.0,
-            carried_energy=carried / unit,
-            discarded_energy=max(0.0, everything - released - carried) / unit,
+        rate = 1 / self._intake.total
+        sums = {(name, side): view for name, side, view in self._places.views(self._sum.total())}
+        layers: dict[ModulePath, _Layer] = {}
+        for group in self._groups:
+            for index, name in enumerate(group.names):
+                change = group.change(index, sums[name, "a"], sums[name, "b"]).scaled(rate)
+                layers[name] = self._layer(name, group.product(index), change)
+        modules = {name: layers[name].released for name in self._community.modules}
+        tensors = products_to_tensors({name: layer.residual for name, layer in layers.items()}, _RESIDUAL)
+        moments = {name: layers[name].moments for name in self._community.modules}
+        return Merged(
+            adapter=replace(self._community, modules=modules),
+            carry=carry_to_bytes(StackRule.name, tensors | _moments_to(moments, self._outer)),
+            report=_with_energies(report, list(layers.values())),
         )
-        adapter = replace(community, modules=modules)
-        tensors = products_to_tensors(left_over, _RESIDUAL) | _moments_to(moments, self._outer)
-        return Merged(adapter=adapter, carry=carry_to_bytes(StackRule.name, tensors), report=report)
+
+    def _fold(self, row: WeightedRow, weight: float, start: Adapter | None) -> None:
+        """Add a row to the sums of all layers."""
+        squared, sketches = 0.0, []
+        for group in self._groups:
+            a, b = (self._places.stacked(row.numbers, group.names, side) for side in ("a", "b"))
+            if start is None:
+                found = group.add(a, b, weight=row.weight, rank=row.rank)
+            else:
+                found = group.add_late(a, b, weight=row.weight, rank=row.rank, start=start)
+            squared += found[0]
+            sketches.append(found[1])
+        if start is None:
+            self._sum.add(row.numbers)
+        self._intake.count(weight, self._community.scaling * math.sqrt(squared), np.concatenate(sketches))
+
+    def _layer(self, name: ModulePath, product: Product, change: Combination) -> _Layer:
+        """Give what becomes of one layer."""
+        step, moments = product_step(
+            self._outer, change, self._moments[name], scaling=self._community.scaling, rank=self._momentum_rank
+        )
+        whole = combine(product).plus(step)
+        if name in self._residual:
+            whole = whole.plus(combine(self._residual[name]))
+        rank = self._community.rank
+        components = whole.components(rank + self._carry_rank)
+        require_sane(components.energy, f"the sum for module {name}")
+        last = max(rank, _alive(components))
+        return _Layer(
+            released=self._release(components, name),
+            residual=components.between(rank, last),
+            moments=moments,
+            energy=components.energy,
+            released_energy=float(np.sum(components.s[:rank] ** 2)),
+            carried_energy=float(np.sum(components.s[rank:last] ** 2)),
+        )
 
     def _release(self, components: Components, name: ModulePath) -> LoraFactors:
         """Give the first components as factors that share each singular value evenly.
@@ -159,8 +182,8 @@ class StackAccumulator:
         """
         rank = self._community.rank
         alive = min(rank, _alive(components))
-        product = balanced(components, 0, alive)
-        out, in_ = product.shape
+        product = components.between(0, alive)
+        out, in_ = self._community.shapes[name]
         a = fresh_rows(rank, in_, seed=0, key=f"{self._community.base_sha256}/{name}")
         a[:alive] = product.right
         b = np.zeros((out, rank))
@@ -168,45 +191,34 @@ class StackAccumulator:
         return LoraFactors(a=a.astype(np.float32), b=b.astype(np.float32))
 
 
+@dataclass(frozen=True, slots=True)
 class _Layer:
-    """The running sums of one layer."""
+    """What became of one layer; energies are squared Frobenius norms."""
 
-    def __init__(self, community: LoraFactors) -> None:
-        self._a = community.a.astype(np.float64)
-        self._b = community.b.astype(np.float64)
-        self._sum_a = np.zeros_like(self._a)
-        self._sum_b = np.zeros_like(self._b)
-        self._rest = Sum(community.shape)
-
-    @property
-    def product(self) -> Product:
-        """What the community has released."""
-        return Product(left=self._b, right=self._a)
-
-    def add(self, change: LoraFactors, weight: float, start: LoraFactors | None) -> None:
-        """Fold in one device's ``dA`` and ``dB``, from the community's adapter or from an older one."""
-        rank = change.a.shape[0]
-        a = change.a.astype(np.float64)
-        b = change.b.astype(np.float64) * weight
-        if start is None:
-            self._sum_a[:rank] += weight * a
-            self._sum_b[:, :rank] += b
-            self._rest.add(Product(left=b, right=a))
-        else:
-            left, right = np.hstack([weight * start.b, b]), np.vstack([a, start.a + a])
-            self._rest.add(Product(left=left, right=right))
-
-    def change(self, rate: float) -> list[Product]:
-        """Give products whose sum is ``rate`` times the sum of the changes."""
-        linear = Product(left=rate * np.hstack([self._b, self._sum_b]), right=np.vstack([self._sum_a, self._a]))
-        return [linear, *(part.scaled(rate) for part in self._rest.total())]
+    released: LoraFactors
+    residual: Product
+    moments: ProductMoments
+    energy: float
+    released_energy: float
+    carried_energy: float
 
 
-def _change(start: LoraFactors, change: LoraFactors) -> Product:
-    """Give a device's change of a layer's product, before scaling: ``B dA + dB (A + dA)``."""
-    a = change.a.astype(np.float64)
-    return Product(
-        left=np.hstack([start.b.astype(np.float64), change.b.astype(np.float64)]), right=np.vstack([a, start.a + a])
+def _kinds(community: Adapter) -> list[list[ModulePath]]:
+    """Give the modules of each kind: of one name within their block, and of one shape."""
+    kinds: dict[tuple[str, tuple[int, int]], list[ModulePath]] = {}
+    for name, shape in community.shapes.items():
+        kinds.setdefault((name.rsplit(".", 1)[-1], shape), []).append(name)
+    return list(kinds.values())
+
+
+def _with_energies(report: MergeReport, layers: list[_Layer]) -> MergeReport:
+    everything = sum(layer.energy for layer in layers)
+    if not everything:
+        return report
+    released = sum(layer.released_energy for layer in layers) / everything
+    carried = sum(layer.carried_energy for layer in layers) / everything
+    return replace(
+        report, released_energy=released, carried_energy=carried, discarded_energy=max(0.0, 1.0 - released - carried)
     )
 
 
@@ -219,16 +231,14 @@ def _moments_from(
     if second is not None and (second.shape != (len(community.modules),) or (second < 0).any()):
         raise damaged(f"{_SECOND} does not fit the adapter")
     return {
-        name: ProductMoments(
-            first=[first[name]] if name in first else [], second=None if second is None else float(second[index])
-        )
+        name: ProductMoments(first=first.get(name), second=None if second is None else float(second[index]))
         for index, name in enumerate(community.modules)
     }
 
 
-def _moments_to(moments: Mapping[ModulePath, ProductMoments], outer: OuterOptimiser) -> dict[str, Matrix]:
+def _moments_to(moments: Mapping[ModulePath, ProductMoments], outer: OuterOptimiser) -> dict[str, NDArray[np.floating]]:
     """Give what the optimiser remembers as tensors under its name."""
-    first = {name: stack(kept.first) for name, kept in moments.items() if kept.first}
+    first = {name: kept.first for name, kept in moments.items() if kept.first is not None}
     tensors = products_to_tensors(first, f"{outer.name}/{_FIRST}")
     second = [kept.second for kept in moments.values() if kept.second is not None]
     if second:

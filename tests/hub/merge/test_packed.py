@@ -2,14 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from agent.errors import MergeError
+from agent.governance.charter import OuterOptimiser
+from agent.hub.merge.linear import FedAvgRule
+from agent.hub.merge.outer import PLAIN
 from agent.hub.merge.packed import PackedUpdate, TakesPacked
 from agent.hub.merge.row import Places
-from agent.hub.merge.rule import Contribution, Merged, load_rule, merge
+from agent.hub.merge.rule import Accumulator, Contribution, Merged, load_rule, merge
 from agent.llm.adapter import Adapter, FloatArray, ModulePath
 from agent.testing import SMALL_SHAPES, random_adapter, random_delta
 from agent.update.delta import Delta, Factors
@@ -64,14 +69,26 @@ def test_packed_updates_merge_to_the_same_bytes_as_their_deltas(rule: str) -> No
     assert one.report == other.report
 
 
-@pytest.mark.parametrize(("rule", "rows", "deltas"), [("fedavg", [1, 0, 1], [0, 1, 0]), ("stack", [0] * 3, [1] * 3)])
-def test_a_linear_rule_takes_the_rows_of_full_updates_and_every_rule_the_deltas_of_others(
-    rule: str, rows: list[int], deltas: list[int]
-) -> None:
+@pytest.mark.parametrize("rule", ["fedavg", "stack"])
+def test_built_in_rules_take_the_rows_of_full_updates_and_the_deltas_of_others(rule: str) -> None:
     packed = [Packed(random_delta(rank=rank, seed=rank)) for rank in (4, 2, 4)]
     merged(rule, random_adapter(), packed)
-    assert [update.rows for update in packed] == rows
-    assert [update.deltas for update in packed] == deltas
+    assert [update.rows for update in packed] == [1, 0, 1]
+    assert [update.deltas for update in packed] == [0, 1, 0]
+
+
+def test_a_rule_that_knows_nothing_of_packed_updates_gets_their_deltas() -> None:
+    class Plain:
+        name, linear = "plain", True
+        factors = FedAvgRule().factors
+
+        def start(self, community: Adapter, carry: bytes = b"", *, outer: OuterOptimiser = PLAIN) -> Accumulator:
+            whole = FedAvgRule().start(community, carry, outer=outer)
+            return cast("Accumulator", SimpleNamespace(add=whole.add, finish=whole.finish))
+
+    update = Packed(random_delta())
+    merge(Plain(), random_adapter(), {"d": lambda: Contribution(update, 1.0)})
+    assert (update.rows, update.deltas) == (0, 1)
 
 
 def test_an_update_with_fewer_modules_is_taken_as_a_delta() -> None:
