@@ -91,7 +91,9 @@ class Intake:
                 advice="Refuse updates whose factors are not the round's.",
             )
         places = self.places[factors]
-        row = self._rows.setdefault(factors, np.zeros(places.length, np.float32))
+        if factors not in self._rows:
+            self._rows[factors] = np.zeros(places.length, np.float32)
+        row = self._rows[factors]
         relative = weight / (self._weights[0] if self._weights else weight)
         if not isinstance(update, Delta) and fills(update.layout, places):
             update.write(row, relative)
