@@ -59,6 +59,22 @@ def hub() -> None:
 @click.option("--batch-size", type=click.IntRange(1, 256), default=8, show_default=True)
 @click.option("--window", type=click.IntRange(16, 8192), default=256, show_default=True, help="Tokens a window.")
 @click.option("--learning-rate", type=float, default=None, help="Highest learning rate.")
+@click.option(
+    "--merge-rule", help="How updates are merged, by the name of an installed rule. [default: the best measured]"
+)
+@click.option(
+    "--outer", type=click.Choice(["none", "nesterov", "fedadam"]), help="Outer optimiser of the merged change."
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["int8", "int4", "topk", "none"]),
+    help="Of updates. [default: the best measured]",
+)
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the numbers that topk sends.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Close after so many rounds; never if not given.")
 @click.option(
     "--heartbeat", type=DURATION, default="60s", show_default=True, help="How often to repeat the announcement."
@@ -70,7 +86,8 @@ def init(home: Home, **options: Any) -> None:
     from pydantic import ValidationError
 
     from agent.errors import SettingsError
-    from agent.governance.charter import Charter, RoundRules, TrainingPlan
+    from agent.governance.charter import Charter, OuterOptimiser, RoundRules, TrainingPlan
+    from agent.hub.merge.rule import load_rule
     from agent.hub.setup import HubPlan, create_hub, describe_base
     from agent.llm.seedling import SEEDLING_PATH
     from agent.service import named_base, shelf_of
@@ -85,6 +102,11 @@ def init(home: Home, **options: Any) -> None:
     if options["learning_rate"] is not None:
         plan["learning_rate"] = options["learning_rate"]
     plan["warmup_steps"] = max(1, options["steps"] // 10)
+    chosen = {key: options[key] for key in ("merge_rule", "compression", "density") if options[key] is not None}
+    if options["merge_rule"]:
+        load_rule(options["merge_rule"])
+    if options["outer"]:
+        chosen["outer"] = OuterOptimiser(name=options["outer"])
     try:
         charter = Charter(
             name=options["name"],
@@ -97,6 +119,7 @@ def init(home: Home, **options: Any) -> None:
                 collect_seconds=options["collect"],
                 trial_seconds=options["trial"],
             ),
+            **chosen,
             **described,
         )
     except ValidationError as cause:

@@ -3,8 +3,8 @@
 An adapter is known by the SHA-256 of its bytes, so nothing may be lost. Its bytes are taken as little-endian 32-bit
 words and laid out in four planes, the lowest byte of all words first: the planes of exponents and of whatever was
 rounded away become small, the others stay as they are. A device that has an earlier adapter can do with the
-difference: of each word from the other's, modulo 2^32, folded so that small steps down are as small as small steps up
-(zigzag). It is the smaller form where numbers moved little, or not at all, as a frozen factor does.
+difference, the exclusive or of both: the smaller form where numbers moved little, or not at all, as in a factor that
+was frozen. (Differences in arithmetic save up to a tenth more, if signs are kept apart; that is not worth their cases.)
 
 ::
 
@@ -40,9 +40,7 @@ def pack_difference(data: bytes, base: bytes) -> bytes | None:
     """Give the form from which somebody who has ``base`` makes these bytes; None where they have not as many."""
     if len(base) != len(data):
         return None
-    steps = (_words(data) - _words(base)).view(np.int32)
-    folded = ((steps << 1) ^ (steps >> 31)).view(np.uint32)
-    return _DIFFERENCE + hashlib.sha256(base).digest() + join(_planes(folded))
+    return _DIFFERENCE + hashlib.sha256(base).digest() + join(_planes(_words(data) ^ _words(base)))
 
 
 def unpack(content: bytes, size: int, base_of: Callable[[str], bytes | None]) -> bytes:
@@ -58,15 +56,13 @@ def unpack(content: bytes, size: int, base_of: Callable[[str], bytes | None]) ->
     """
     form, rest = content[:1], memoryview(content)[1:]
     if form == _WHOLE:
-        return _numbers(rest, size).tobytes()[:size]
+        return _numbers(rest, size).astype("<u4").tobytes()[:size]
     if form != _DIFFERENCE or len(rest) < _HASH_BYTES:
         raise BodyError("malformed", "it is in no form that is known here")
     base = base_of(rest[:_HASH_BYTES].hex())
     if base is None or len(base) != size:
         raise BodyError("malformed", "it is the difference from an adapter that is not here")
-    folded = _numbers(rest[_HASH_BYTES:], size)
-    steps = (folded >> 1) ^ (np.uint32(0) - (folded & 1))
-    return (_words(base) + steps).astype("<u4").tobytes()[:size]
+    return (_words(base) ^ _numbers(rest[_HASH_BYTES:], size)).astype("<u4").tobytes()[:size]
 
 
 def _words(data: bytes) -> Words:

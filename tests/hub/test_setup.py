@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.hub import hub
-from agent.errors import AdapterError, AlreadyInitialisedError
+from agent.errors import AdapterError, AlreadyInitialisedError, MergeError
 from agent.governance.charter import Charter
 from agent.hub.setup import HubPlan, create_hub, describe_base, make_invite
 from agent.hub.store import HubStore, open_store
@@ -69,4 +69,22 @@ def test_layers_that_the_base_has_not_are_refused_with_those_that_it_has(tmp_pat
     with pytest.raises(AdapterError, match="no linear layers named qkv_proj") as caught:
         init_hub(tmp_path / "hub", "--base", tiny_q8, "--targets", "q_proj,qkv_proj")
     assert "k_proj" in caught.value.advice
+    assert not (tmp_path / "hub").exists()
+
+
+def test_the_charter_says_how_updates_are_merged_and_compressed(tmp_path: Path, tiny_q8: Path) -> None:
+    options = ("--merge-rule", "stack", "--outer", "nesterov", "--compression", "topk", "--density", "0.2")
+    init_hub(tmp_path / "hub", "--base", tiny_q8, *options)
+    init_hub(tmp_path / "plain", "--base", tiny_q8)
+    with open_store(Home(tmp_path / "hub")) as store, open_store(Home(tmp_path / "plain")) as plain:
+        charter, usual = store.config.charter, plain.config.charter
+    assert (charter.merge_rule, charter.outer.name) == ("stack", "nesterov")
+    assert (charter.compression, charter.density) == ("topk", 0.2)
+    fields = {name: Charter.model_fields[name].default for name in ("merge_rule", "outer", "compression", "density")}
+    assert {name: getattr(usual, name) for name in fields} == fields
+
+
+def test_a_merge_rule_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path, tiny_q8: Path) -> None:
+    with pytest.raises(MergeError, match=r"no merge rule 'magic' \(installed: .*stack"):
+        init_hub(tmp_path / "hub", "--base", tiny_q8, "--merge-rule", "magic")
     assert not (tmp_path / "hub").exists()
