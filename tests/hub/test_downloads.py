@@ -15,7 +15,9 @@ from agent.hub.store import ReleaseRow
 from agent.llm.adapter import Adapter, LoraFactors, ModulePath
 from agent.paths import BlobStore
 from agent.testing import random_adapter
+from agent.update.delta import Delta
 from agent.update.release import unpack
+from tests.hub.world import make_world
 
 SHAPES = {ModulePath("model.layers.0.mlp.up_proj"): (512, 256)}
 FIRST = random_adapter(rank=16, seed=1, shapes=SHAPES)
@@ -110,3 +112,34 @@ def test_an_adapter_that_is_gone_is_an_error_that_names_it(blobs: BlobStore) -> 
     blobs.discard(release.manifest.sha256)
     with pytest.raises(StateError, match=release.manifest.sha256[:10]):
         Downloads(blobs).smallest(release, [])
+
+
+async def test_missing_chunks_of_another_form_bring_all_of_the_adapter(tmp_path: Path, tiny_q8: Path) -> None:
+    world = make_world(tmp_path / "hub", tiny_q8)
+    async with world.hub(), world.member(tmp_path / "ada") as ada:
+        release = (await ada.phase("open")).release
+        want = ada.fetcher.want(release)
+        await ada.sender.say("want", want.model_copy(update={"missing": [(0, 1)], "transfer": bytes(16)}))
+        await ada.until(lambda: ada.blobs.has(release.sha256))
+
+
+async def test_a_device_with_the_release_before_gets_the_difference_to_it(tmp_path: Path, tiny_q8: Path) -> None:
+    world = make_world(tmp_path / "hub", tiny_q8)
+    async with world.hub(), world.member(tmp_path / "ada") as ada:
+        for number in (1, 2):  # the first merge draws the rows of A anew that nobody trained, the second one keeps them
+            opened = await ada.phase("open", number)
+            start = await ada.fetch(opened)
+            one = min(start.modules)
+            modules = {one: LoraFactors(a=start.modules[one].a * 0, b=start.modules[one].b * 0 + np.float32(0.001))}
+            ada.send_update(opened, start, Delta(rank=start.rank, modules=modules))
+            trial = await ada.phase("trial", number)
+            if number == 1:
+                ada.judge(trial)
+        assert trial.candidate is not None
+        want = ada.fetcher.want(trial.candidate, have=["f" * 64, opened.release.sha256])
+        assert want.have == [opened.release.sha256]
+        await ada.sender.say("want", want)
+        await ada.until(lambda: ada.blobs.has(trial.candidate.sha256))
+    to_ada = [len(payload) for _, topic, payload in world.seen if topic.endswith(f"to/{ada.identity.id}/chunk")]
+    first, second, difference = to_ada
+    assert difference < 0.2 * min(first, second)

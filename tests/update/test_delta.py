@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import AdapterError
+from agent.llm.adapter import LoraFactors
 from agent.testing import SMALL_SHAPES, random_adapter, random_delta
-from agent.update.delta import apply, clip, difference, factor_norm, product_norms, start_for_rank
+from agent.update.delta import Factors, apply, clip, difference, factor_norm, product_norms, start_for_rank
 
 
 def test_applying_a_difference_gives_the_trained_adapter() -> None:
@@ -25,6 +26,18 @@ def test_a_difference_needs_two_adapters_of_one_form(change: dict[str, object]) 
     start = random_adapter()
     with pytest.raises(AdapterError, match="form"):
         difference(start, replace(start, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("factors", "frozen"), [("a", "b"), ("b", "a")])
+def test_a_factor_that_was_frozen_and_changed_anyway_is_no_difference(factors: Factors, frozen: Factors) -> None:
+    start = random_adapter()
+    changed = random_delta()
+    one = {name: LoraFactors(a=f.a * (factors == "a"), b=f.b * (factors == "b")) for name, f in changed.modules.items()}
+    trained = apply(start, replace(changed, modules=one))
+    delta = difference(start, trained, factors)
+    assert delta.factors == clip(delta, 0.01).factors == factors
+    with pytest.raises(AdapterError, match="frozen"):
+        difference(start, trained, frozen)
 
 
 def test_the_norm_is_that_of_all_numbers_together() -> None:
