@@ -162,6 +162,7 @@ async def learn(
     trained_id = blobs.put(trained.to_bytes())
     left_over = _left_over(packed, blobs, release=release, factors=factors)
     record = _record(result, packed, round_number=round_number, trained=trained_id)
+    before = store.residual_blobs()
     try:
         with store.transaction():
             ConsentBook(store.connection).require(sources)
@@ -174,6 +175,8 @@ async def learn(
             blobs.discard(left_over.sha256)
         shutil.rmtree(directory, ignore_errors=True)
         raise
+    for sha256 in before - store.residual_blobs():
+        blobs.discard(sha256)
     shutil.rmtree(directory, ignore_errors=True)
     return Learned(
         result=result,

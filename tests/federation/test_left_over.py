@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from agent.federation.text import PreparedText
 from agent.governance.charter import Charter, TrainingPlan
 from agent.llm.adapter import Adapter, LoraFactors, from_bytes, read_adapter
 from agent.paths import BlobStore, Home
+from agent.service import remove_source
 from agent.settings import DeviceSettings
 from agent.testing import SMALL_SHAPES, random_adapter, random_delta
 from agent.training.job import TrainJob, TrainResult
@@ -206,6 +208,7 @@ async def test_killed_while_an_update_is_queued_it_is_taken_up_exactly_once(
     after = desk.left_over()
     assert flat(desk.sent(2)).any()
     assert after.to_bytes() != before
+    assert not desk.blobs.has(hashlib.sha256(before).hexdigest())
 
 
 async def test_what_a_refused_update_left_over_is_forgotten(desk: Desk) -> None:
@@ -286,9 +289,10 @@ async def test_with_consent_withdrawn_meanwhile_nothing_is_left_over(desk: Desk)
 async def test_withdrawing_consent_forgets_what_counted_updates_left_over(desk: Desk) -> None:
     await desk.learn(1, start=START, delta=DELTA)
     desk.settle(1, "counted")
-    with desk.store.transaction():
-        desk.store.withdraw_unsent()
+    (kept,) = desk.store.residual_blobs()
+    remove_source(desk.home, desk.source)
     assert desk.store.residual_blobs() == frozenset()
+    assert not desk.blobs.has(kept)
 
 
 @pytest.mark.parametrize("compression", ["int4", "topk"])

@@ -8,7 +8,7 @@ import pytest
 
 from agent.errors import CorruptStateError, NotInitialisedError, NotJoinedError, StateError
 from agent.federation.messages import Announcement, Manifest
-from agent.federation.store import MIGRATIONS, DeviceStore, RoundRecord, open_device_store
+from agent.federation.store import MIGRATIONS, DeviceStore, Residual, RoundRecord, open_device_store
 from agent.paths import Home
 from agent.transport.outbox import Outbox
 
@@ -110,6 +110,44 @@ def test_missing_newer_or_damaged_database_is_explained(home: Home) -> None:
     home.database.write_bytes(b"this is no database" * 1000)
     with pytest.raises(CorruptStateError):
         open_device_store(home)
+
+
+def test_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_what_is_in_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("agent.federation.store.MIGRATIONS", MIGRATIONS[:1])
+        with open_device_store(home, create=True) as made:
+            made.set_fact("key", b"value")
+    with open_device_store(home) as store:
+        assert store.fact("key") == b"value"
+        assert store.residual("both") is None
+
+
+def test_residual_is_kept_for_the_factors_it_belongs_to_until_its_update_is_refused(store: DeviceStore) -> None:
+    kept = {
+        factors: Residual(factors=factors, sha256=letter * 64, release=3, start="d" * 64, transfer=letter * 32)
+        for factors, letter in (("a", "a"), ("b", "b"))
+    }
+    with store.transaction():
+        for residual in kept.values():
+            store.replace_residual(residual.factors, residual)
+    assert (store.residual("a"), store.residual("b"), store.residual("both")) == (kept["a"], kept["b"], None)
+    with store.transaction():
+        store.settle(bytes.fromhex("a" * 32), state="refused", reason="norm")
+        store.settle(bytes.fromhex("b" * 32), state="counted")
+    assert store.residual_blobs() == {"b" * 64}
+    with store.transaction():
+        store.replace_residual("b", None)
+    assert store.residual_blobs() == frozenset()
+
+
+def test_residual_precedes_its_own_release_and_later_ones() -> None:
+    residual = Residual(factors="both", sha256="a" * 64, release=3, start="d" * 64, transfer="a" * 32)
+    assert residual.precedes(manifest("d", 3))
+    assert residual.precedes(manifest("e", 4))
+    assert not residual.precedes(manifest("e", 3))
+    assert not residual.precedes(manifest("c", 2))
 
 
 def test_update_that_was_not_counted_yet_is_not_sent_after_consent_was_withdrawn(store: DeviceStore) -> None:
