@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import threading
@@ -36,7 +37,7 @@ def main() -> int:
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="bramble-faults-") as room:
         base = tiny_base(Path(room))
-        for outcome in _all(seeds, base, options):
+        for outcome in _until_stopped(_all(seeds, base, options)):
             outcomes.append(outcome)
             words = "; ".join(map(_short, outcome.wrong)) if outcome.wrong else ", ".join(outcome.rounds)
             done = f"{len(outcomes)}/{len(seeds)}"
@@ -72,6 +73,19 @@ def _all(seeds: Sequence[int], base: Path, options: argparse.Namespace) -> Itera
 
     with ThreadPoolExecutor(options.jobs) as pool:
         yield from pool.map(one, seeds)
+
+
+def _until_stopped(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Give outcomes until somebody stops it: what is under way then comes to its end, and cleans up behind itself."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield from outcomes
+    except KeyboardInterrupt:
+        print("stopped; what is under way ends first", file=sys.stderr, flush=True)
 
 
 def summarise(outcomes: Sequence[Outcome], *, seconds: float) -> dict[str, Any]:
