@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ from typing import Any
 import agent.federation.device
 import agent.federation.sending
 import agent.hub.hub
+import agent.hub.merging
 import agent.hub.process
 import agent.service
 from agent.errors import BrambleError
 from agent.events import Events
+from agent.hub.rounds import RoundState
+from agent.hub.store import HubStore
 from agent.paths import BlobStore, Home
 from agent.settings import PROTOCOL_VARIABLE
 from agent.training.process import Workers, run_worker
@@ -38,8 +42,8 @@ from agent.transport.mqtt import MqttLink
 from engines.synthetic import synthetic_workers
 from tests.faults.plan import Fault
 
-KEPT = "kept"
-"""Where the hub's process keeps the updates that it would forget: the check merges them once more."""
+BEFORE_MERGES = "before-merges"
+"""Where the hub's process keeps what it is about to merge, by round: the check merges it once more."""
 
 FREE_BYTES = 10 * 1024
 """What is still written when the disk is full is cut off somewhere in the first so many bytes of a file."""
@@ -50,7 +54,7 @@ _WRITES = ("INSERT", "UPDATE", "DELETE", "CREATE", "COMMIT", "RELEASE")
 def hub_process(home: Path, protocol: str, faults: Sequence[Fault], output: Connection) -> None:
     """Run a hub until it is asked to leave."""
     _settle_in(faults, protocol, output)
-    _keep_updates(home / KEPT)
+    _keep_what_is_merged(home / BEFORE_MERGES)
     _end_with(lambda: agent.hub.process.run_hub_process(Home(home), events=_events()))
 
 
@@ -104,17 +108,29 @@ def _hurry() -> None:
         vars(room)["MqttLink"] = quick
 
 
-def _keep_updates(room: Path) -> None:
-    """Have the hub's updates kept by another name when it forgets them, without writing a byte."""
-    room.mkdir(exist_ok=True)
-    forget = BlobStore.discard
+def _keep_what_is_merged(room: Path) -> None:
+    """Have the hub's database and blobs kept as they are before each merge; the latest attempt at each round."""
+    merge_round, connect = agent.hub.merging.merge_round, sqlite3.connect  # before anything stands in their way
 
-    def discard(self: BlobStore, sha256: str) -> None:
-        if self.has(sha256) and not (room / sha256).exists():
-            os.link(self.path(sha256), room / sha256)
-        forget(self, sha256)
+    def keep(home: Home, number: int) -> None:
+        kept = Home(room / str(number))
+        shutil.rmtree(kept.root, ignore_errors=True)
+        kept.blobs.mkdir(parents=True)
+        for blob in home.blobs.iterdir():
+            os.link(blob, kept.blobs / blob.name)
+        with closing(connect(home.database)) as source, closing(connect(kept.database)) as target:
+            source.backup(target)
 
-    BlobStore.discard = discard  # type: ignore[method-assign]
+    def merge(store: HubStore, blobs: BlobStore, state: RoundState, **options: Any) -> Any:
+        try:
+            keep(store.home, state.number)
+        except (OSError, sqlite3.Error):  # the disk is full: then this round is not checked
+            shutil.rmtree(room / str(state.number), ignore_errors=True)
+        return merge_round(store, blobs, state, **options)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("agent.hub.") and vars(module).get("merge_round") is merge_round:
+            vars(module)["merge_round"] = merge
 
 
 class _Trap:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import random
+import json
 import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from agent.federation.store import RoundRecord, open_device_store
+from agent.federation.store import open_device_store
 from agent.hub.merging import merge_round
-from agent.hub.rounds import RoundState
-from agent.hub.store import HubStore, ReleaseRow, UpdateRow, create_store, open_store
+from agent.hub.store import open_store
 from agent.paths import BlobStore, Home
 from agent.transport.outbox import Outbox
-from tests.faults.child import KEPT
+from tests.faults.child import BEFORE_MERGES
 from tests.faults.community import Disks
+
+Row: TypeAlias = dict[str, Any]
 
 _BLOB = re.compile(r"[0-9a-f]{64}")
 UNEXPECTED = ("crashed", "message-failed")
@@ -36,28 +36,50 @@ class Spoken:
     fields: Mapping[str, Any]
 
 
-def breaches(disks: Disks, said: Sequence[Spoken], *, room: Path) -> list[str]:
-    """Say everything that is wrong after a run; nothing runs any more.
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the hub's database says in the end.
 
-    Args:
-        disks: of the community.
-        said: all events of all processes.
-        room: an empty directory to merge once more in.
+    Attributes:
+        updates: every update that counts.
+        refused: reasons, by transfer.
+        releases: every adapter that the hub ever tried, and release 0.
     """
+
+    updates: Sequence[Row]
+    refused: Mapping[str, str]
+    releases: Sequence[Row]
+
+
+def breaches(disks: Disks, said: Sequence[Spoken]) -> list[str]:
+    """Say everything that is wrong after a run; nothing runs any more."""
     homes = {"hub": disks.hub, **disks.devices}
     found = [breach for who, home in homes.items() for breach in _database(who, home)]
     if found:
         return found
-    with open_store(disks.hub) as store:
-        updates, releases = store.updates(), _all_releases(disks.hub)
-        refused = {row["transfer"]: str(row["reason"]) for row in store.refusals()}
-        for name, home in disks.devices.items():
-            found += _agreement(name, home, disks.ids[name], updates, refused)
-        found += _counted_once(updates, releases, disks)
-        found += _blobs(disks, releases)
-        found += _same_again(store, disks.hub, room)
+    books = _books(disks.hub)
+    for name, home in disks.devices.items():
+        found += _agreement(name, home, disks.ids[name], books)
+    found += _counted_once(books, disks)
+    found += _blobs(disks, books)
+    found += _same_again(disks.hub, books, said)
     found += _said(said)
     return found
+
+
+def _books(hub: Home) -> Books:
+    with closing(sqlite3.connect(hub.database)) as connection:
+        connection.row_factory = sqlite3.Row
+
+        def rows(table: str) -> list[Row]:
+            return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
+
+        releases = [{**row, "updates": json.loads(row["updates"])} for row in rows("releases")]
+        return Books(
+            updates=rows("updates"),
+            refused={row["transfer"]: row["reason"] for row in rows("refusals")},
+            releases=sorted(releases, key=lambda row: int(row["round"])),
+        )
 
 
 def _database(who: str, home: Home) -> Iterator[str]:
@@ -70,30 +92,27 @@ def _database(who: str, home: Home) -> Iterator[str]:
         yield f"the database of {who} is broken: {answer}"
 
 
-def _agreement(
-    name: str, home: Home, device: str, updates: Sequence[UpdateRow], refused: Mapping[str, str]
-) -> Iterator[str]:
+def _agreement(name: str, home: Home, device: str, books: Books) -> Iterator[str]:
     """Hold a device's own record of its updates against the hub's."""
-    counted = {row.transfer: row for row in updates if row.device == device}
+    counted = {row["transfer"]: row for row in books.updates if row["device"] == device}
     with open_device_store(home) as store:
-        records: list[RoundRecord] = store.rounds()
+        records = store.rounds()
         waiting = {item.transfer for item in Outbox(store.connection).openings()}
-    known = {record.transfer for record in records}
-    for transfer in counted.keys() - known:
+    for transfer in counted.keys() - {record.transfer for record in records}:
         yield f"the hub counts {transfer} of {name}, which made no such update"
     for record in records:
         where = f"the update of {name} for round {record.round}"
         at_hub = counted.get(record.transfer)
-        if at_hub is not None and record.update_id != at_hub.update_id:
+        if at_hub is not None and record.update_id != at_hub["update_id"]:
             yield f"{where} has other bytes at the hub"
-        if at_hub is not None and record.transfer in refused:
+        if at_hub is not None and record.transfer in books.refused:
             yield f"{where} is counted and refused"
         if record.state == "counted" and at_hub is None:
             yield f"{where} is counted in the device's eyes alone"
         if record.state == "refused" and at_hub is not None:
             yield f"{where} is refused in the device's eyes alone ({record.reason})"
-        if record.state == "refused" and refused.get(record.transfer) != record.reason:
-            yield f"{where} was refused as {record.reason}, and by the hub as {refused.get(record.transfer)}"
+        if record.state == "refused" and books.refused.get(record.transfer) != record.reason:
+            yield f"{where} was refused as {record.reason}, and by the hub as {books.refused.get(record.transfer)}"
         if record.state == "sending":
             lost = "" if record.transfer in waiting else ", and is not in the outbox: it is lost"
             yield f"{where} was neither counted nor refused in the end{lost}"
@@ -101,79 +120,62 @@ def _agreement(
             yield f"{where} is settled and still in the outbox"
 
 
-def _counted_once(updates: Sequence[UpdateRow], releases: Sequence[ReleaseRow], disks: Disks) -> Iterator[str]:
-    for (number, device), times in Counter((row.round, row.device) for row in updates).items():
+def _counted_once(books: Books, disks: Disks) -> Iterator[str]:
+    for (number, device), times in Counter((row["round"], row["device"]) for row in books.updates).items():
         if times > 1:
             yield f"{device[:10]} counts {times} times in round {number}"
-    for device in {row.device for row in updates} - set(disks.ids.values()):
+    for device in {row["device"] for row in books.updates} - set(disks.ids.values()):
         yield f"{device[:10]} counts and is not a member"
-    merged = Counter(update for release in releases for update in release.updates)
+    merged = Counter(update for release in books.releases for update in release["updates"])
     for update, times in merged.items():
         if times > 1:
             yield f"update {update[:10]} was merged {times} times"
-    for update in merged.keys() - {row.update_id for row in updates}:
+    for update in merged.keys() - {row["update_id"] for row in books.updates}:
         yield f"update {update[:10]} was merged and is not counted"
-    tried = {release.manifest.round for release in releases if release.updates}
-    for row in updates:
-        if row.round in tried and row.update_id not in merged:
-            yield f"update {row.update_id[:10]} of round {row.round} is counted and was not merged"
+    tried = {release["round"] for release in books.releases if release["updates"]}
+    for row in books.updates:
+        if row["round"] in tried and row["update_id"] not in merged:
+            yield f"update {row['update_id'][:10]} of round {row['round']} is counted and was not merged"
 
 
-def _blobs(disks: Disks, releases: Sequence[ReleaseRow]) -> Iterator[str]:
+def _blobs(disks: Disks, books: Books) -> Iterator[str]:
     for who, home in {"hub": disks.hub, **disks.devices}.items():
         for path in home.blobs.iterdir():
             if _BLOB.fullmatch(path.name) and hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                 yield f"a blob of {who} is not what its name says: {path.name}"
-    for release in releases:
-        path = disks.hub.blobs / release.manifest.sha256
-        if not path.is_file() or path.stat().st_size != release.manifest.size:
-            yield f"the hub has not the bytes of adapter {release.manifest.number}"
-    last = [release for release in releases if release.state == "promoted"][-1].manifest
+    for release in books.releases:
+        path = disks.hub.blobs / release["sha256"]
+        if not path.is_file() or path.stat().st_size != release["size"]:
+            yield f"the hub has not the bytes of adapter {release['number']}"
+    last = [release for release in books.releases if release["state"] == "promoted"][-1]["sha256"]
     for name, home in disks.devices.items():
         with open_device_store(home) as store:
             judged = {row.sha256: row.state for row in store.releases()}
-            adopted = store.adopted()
-        if last.sha256 not in judged:
+        if last not in judged:
             yield f"{name} has neither adopted nor declined the last release"
-        if adopted is not None and not (home.blobs / adopted[1]).is_file() and judged.get(last.sha256) == "adopted":
+        elif judged[last] == "adopted" and not (home.blobs / last).is_file():
             yield f"{name} has not the bytes of what it uses"
 
 
-def _all_releases(home: Home) -> list[ReleaseRow]:
-    """Give every adapter that the hub ever tried."""
-    with open_store(home) as store:
-        return [*store._releases("promoted"), *store._releases("rejected"), *store._releases("candidate")]
-
-
-def _same_again(store: HubStore, home: Home, room: Path) -> Iterator[str]:
-    """Merge what was counted once more, in another order and without any fault: the same bytes must come out."""
-    again = Home(room)
-    again.create()
-    blobs, first = BlobStore(again.blobs), store.releases()[0]
-    blobs.put((home.blobs / first.manifest.sha256).read_bytes())
-    for kept in (*(home.root / KEPT).iterdir(), *home.blobs.iterdir()):
-        if _BLOB.fullmatch(kept.name):
-            blobs.put(kept.read_bytes())
-    with create_store(again) as fresh:
-        fresh.save_config(store.config)
-        fresh.add_release(first)
-        for release in sorted(_all_releases(home), key=lambda row: row.manifest.round):
-            number = release.manifest.round
-            if not release.updates:
-                continue
-            state = RoundState(number=number, phase="merging", deadline=0.0)
-            start = fresh.releases()[-1].manifest.number
-            fresh.open_round(state, start_release=start, seal_seed=b"")
-            rows = [row for row in store.updates() if row.update_id in release.updates]
-            random.Random(number).shuffle(rows)
-            for row in rows:
-                fresh.add_update(row, accepted=0)
-            made = merge_round(fresh, blobs, state, now=0.0).release.manifest
-            if made.sha256 != release.manifest.sha256:
-                yield f"the candidate of round {number} is not the merge of what was counted for it"
-                return
-            promoted = release.state == "promoted"
-            fresh.end_round(number, candidate=made.sha256, promote=promoted, reason="")
+def _same_again(hub: Home, books: Books, said: Sequence[Spoken]) -> Iterator[str]:
+    """Merge what was counted once more, without any fault: the same bytes must come out."""
+    unkept = any(
+        spoken.who == "hub" and spoken.name == "fault" and spoken.fields["kind"] == "full-disk" for spoken in said
+    )
+    for release in books.releases:
+        if not release["updates"]:
+            continue
+        kept = Home(hub.root / BEFORE_MERGES / str(release["round"]))
+        if not kept.database.is_file():
+            if "full-disk" not in faults:
+                yield f"nobody kept what round {release['round']} merged"
+            continue
+        with open_store(kept) as store:
+            state = store.round_state()
+            assert state is not None
+            made = merge_round(store, BlobStore(kept.blobs), state, now=0.0).release
+        if made.manifest.sha256 != release["sha256"] or set(made.updates) != set(release["updates"]):
+            yield f"the candidate of round {release['round']} is not the merge of what was counted for it"
 
 
 def _said(said: Sequence[Spoken]) -> Iterator[str]:

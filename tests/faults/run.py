@@ -114,9 +114,8 @@ class _Run:
                     urls[who] = (await stack.enter_async_context(proxy)).url
                 disks = await asyncio.to_thread(make_disks, self._directory, self._plan, base=self._base, urls=urls)
                 await self._live(disks)
-        room = self._directory / "again"
         wrong = [*self._wrong, *(breach for actor in self._actors for breach in actor.wrong)]
-        wrong += await asyncio.to_thread(breaches, disks, self._said, room=room)
+        wrong += await asyncio.to_thread(breaches, disks, self._said)
         _write_log(self._directory / "said.log", self._said)
         return Remains(self._summary(disks, wrong), disks, self._said)
 

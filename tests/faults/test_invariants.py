@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.paths import BlobStore, Home
-from tests.faults.child import KEPT
+from tests.faults.child import BEFORE_MERGES
 from tests.faults.community import Disks
 from tests.faults.invariants import Spoken, breaches
 from tests.faults.run import Remains, live_through
@@ -37,7 +37,6 @@ class Copy:
 
     disks: Disks
     said: list[Spoken]
-    room: Path
 
     def hub(self, statement: str, *values: object) -> None:
         self._execute(self.disks.hub, statement, values)
@@ -50,7 +49,7 @@ class Copy:
             assert connection.execute(statement, values).rowcount >= 1
 
     def found(self) -> str:
-        return "; ".join(breaches(self.disks, self.said, room=self.room))
+        return "; ".join(breaches(self.disks, self.said))
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def copy(whole: Remains, tmp_path: Path) -> Copy:
     shutil.copytree(root, tmp_path / "copy")
     devices = {name: Home(tmp_path / "copy" / name) for name in whole.disks.devices}
     disks = Disks(hub=Home(tmp_path / "copy" / "hub"), devices=devices, ids=whole.disks.ids)
-    return Copy(disks, list(whole.said), tmp_path / "room")
+    return Copy(disks, list(whole.said))
 
 
 def test_a_run_in_which_nothing_went_wrong_breaks_nothing(copy: Copy) -> None:
@@ -105,6 +104,10 @@ def other_bytes(copy: Copy) -> None:
     copy.hub("UPDATE releases SET sha256 = ? WHERE number = 1", BlobStore(copy.disks.hub.blobs).put(bytes(data)))
 
 
+def keep_nothing(copy: Copy) -> None:
+    shutil.rmtree(copy.disks.hub.root / BEFORE_MERGES)
+
+
 def half_blob(copy: Copy) -> None:
     blob = next(copy.disks.devices["device-0"].blobs.iterdir())
     blob.write_bytes(blob.read_bytes()[:-1])
@@ -137,6 +140,7 @@ def not_fetched(copy: Copy) -> None:
         (merge_twice, "was merged 2 times"),
         (leave_out, "is counted and was not merged"),
         (other_bytes, "is not the merge of what was counted"),
+        (keep_nothing, "nobody kept what round 1 merged"),
         (half_blob, "is not what its name says"),
         (break_database, "the database of device-1 is broken"),
         (fail_unexpectedly, "hub said message-failed: KeyError"),
@@ -148,7 +152,3 @@ def not_fetched(copy: Copy) -> None:
 def test_what_is_spoilt_is_found(copy: Copy, spoil: Spoil, words: str) -> None:
     spoil(copy)
     assert words in copy.found()
-
-
-def test_updates_are_kept_for_the_check_and_only_beside_the_blobs(copy: Copy) -> None:
-    assert len(list((copy.disks.hub.root / KEPT).iterdir())) == 2
