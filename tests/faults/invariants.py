@@ -159,9 +159,7 @@ def _blobs(disks: Disks, books: Books) -> Iterator[str]:
 
 def _same_again(hub: Home, books: Books, said: Sequence[Spoken]) -> Iterator[str]:
     """Merge what was counted once more, without any fault: the same bytes must come out."""
-    unkept = any(
-        spoken.who == "hub" and spoken.name == "fault" and spoken.fields["kind"] == "full-disk" for spoken in said
-    )
+    faults = [spoken.fields["kind"] for spoken in said if (spoken.who, spoken.name) == ("hub", "fault")]
     for release in books.releases:
         if not release["updates"]:
             continue

@@ -55,7 +55,7 @@ class Fault:
             (at the Nth write of a process; the disk is full for ``seconds``), ``clock`` (from the Nth write on it is
             wrong by ``seconds``), ``kill-at-event`` (after a process has said so many things, and ``seconds``),
             ``kill-broker`` (after everybody together has said so many things; it is away for ``seconds``),
-            ``kill-worker`` (``seconds`` after the Nth worker of a device has started).
+            ``kill-worker`` (``seconds`` after the Nth worker of a device has started: the first one trains).
         who: ``hub``, ``broker``, or a device.
         at: which byte, message of this direction, write, event or worker; from 1.
         direction: of a fault on the wire.
@@ -148,7 +148,7 @@ def _fault(kind: Kind, draw: random.Random, devices: tuple[str, ...]) -> Fault:
         "clock": lambda: Fault(kind=kind, who=client, at=_early(draw, 60), seconds=draw.choice(CLOCKS)),
         "kill-at-event": lambda: Fault(kind=kind, who=client, at=_early(draw, 20), seconds=draw.uniform(0, 0.1)),
         "kill-broker": lambda: Fault(kind=kind, who=BROKER, at=_early(draw, 60), seconds=draw.uniform(0.05, 1.5)),
-        "kill-worker": lambda: Fault(kind=kind, who=device, at=draw.randint(1, 3), seconds=draw.uniform(0, 4.0)),
+        "kill-worker": lambda: Fault(kind=kind, who=device, at=draw.randint(1, 3), seconds=draw.uniform(0, 1.5)),
     }
     if kind in known:
         return known[kind]()

@@ -34,7 +34,7 @@ def test_those_seeds_have_every_kind_of_fault_but_the_killed_worker_and_no_real_
 
 
 async def test_a_real_worker_killed_while_it_trains_costs_nothing(one_layer: Path) -> None:
-    faults = (Fault(kind="kill-worker", who="device-0", at=2, seconds=0.5),)  # the first one prepares
+    faults = (Fault(kind="kill-worker", who="device-0", at=1, seconds=1.0),)
     outcome = await run(replace(CALM, rank=8, real_workers=True, faults=faults), base=one_layer)
     assert outcome.wrong == []
     assert outcome.happened == {"kill-worker": 1}
