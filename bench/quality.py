@@ -1,12 +1,12 @@
-"""What the community gains by each merge rule and compression: ten speakers of Shakespeare on the seedling, non-IID.
+"""What the community gains by each merge rule and compression: ten owners of Shakespeare's speeches, non-IID.
 
     python bench/quality.py --json FILE [--plot PNG] [--seeds N] [--rules a,b] [--compressions c,d] [--rounds N]
     (- for standard output; progress on standard error; about 80 minutes with the defaults on two cores)
 
-Each of ten devices holds what one character says. In every round each trains from the release on its own text by the
-product's own training engine; its update is clipped, compressed and encoded as it would travel, decoded as the hub
-decodes it, and merged by the product's rules. Losses are means over what all devices held back, so that a device that
-learns nothing but its own text gains little. All runs of a seed begin with the same adapter and see the same windows:
+Each of ten devices holds what the characters of a play or two say. In every round each trains from the release on its
+own text by the product's own training engine; its update is clipped, compressed and encoded as it would travel, decoded
+as the hub decodes it, and merged by the product's rules. Losses are means over what all devices held back, so that a
+device that learns nothing but its own text gains little. All runs of a seed begin with the same adapter:
 
 - ``base``: the seedling as it is; the zero of ``gain_fraction``;
 - ``centralised``: all text in one place, as many steps as the devices did one after another, each on a batch as large
@@ -63,11 +63,12 @@ from agent.update.feedback import send
 from agent.update.start import initial_adapter
 from agent.update.wire import UpdateHeader, decode_update
 from engines.learner import Learner, Recipe
-from engines.speakers import Speaker, pooled, speakers
+from engines.speakers import Owner, owners, pooled
 
 TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 DEVICES = 10
 WINDOW = 64
+HELDOUT = 24
 RANK = 8
 ALPHA = 2.0 * RANK
 ROUNDS = 10
@@ -123,7 +124,7 @@ class World:
     """
 
     learner: Learner
-    devices: tuple[Speaker, ...]
+    devices: tuple[Owner, ...]
 
     def first(self, seed: int) -> Adapter:
         """Give the adapter before the first round."""
@@ -141,7 +142,7 @@ def world() -> World:
     """Open the base and cut the text."""
     torch.set_num_threads(1)
     with LlamaTokenizer(base_path=SEEDLING_PATH) as tokenizer:
-        devices = tuple(speakers(TEXT, tokenizer.vocabulary, count=DEVICES, window=WINDOW))
+        devices = tuple(owners(TEXT, tokenizer.vocabulary, count=DEVICES, window=WINDOW, heldout=HELDOUT))
     compute = "bfloat16" if resolve_compute("auto") == torch.bfloat16 else "float32"
     learner = Learner(base=open_gguf(SEEDLING_PATH), base_sha256=sha256_file(SEEDLING_PATH), compute=compute)
     return World(learner=learner, devices=devices)
@@ -379,9 +380,7 @@ def draw(found: Row, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("thousand bytes an update, sealed")
     axes.set_ylabel("share of the centralised gain")
-    axes.set_title(
-        f"{DEVICES} speakers, {ROUNDS} rounds: what each rule and compression recovers (default: black edge)"
-    )
+    axes.set_title(f"{DEVICES} devices, {ROUNDS} rounds: what each rule and compression recovers (default: black edge)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, ncols=2)
     figure.savefig(path, dpi=130)
