@@ -22,7 +22,8 @@ an adapter of its own::
 
 with ``w`` for wanted and ``s`` for sent. In the next basis ``A'``, ``B'`` it becomes the factors ``X``, ``Y`` that give
 it best, ``B' X + Y A' = P`` by least squares with a small penalty on large factors; this keeps 0.97 of its squared
-norm on the same updates. What cannot be said in the new basis could not be sent in it either, and is dropped.
+norm on the same updates. What cannot be said in the new basis could not be sent in it either, and is dropped. Of what
+three devices learned in three rounds, ``topk`` at a density of 0.1 then leaves 0.20 behind (squared) instead of 0.45.
 """
 
 from __future__ import annotations
