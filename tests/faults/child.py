@@ -97,13 +97,16 @@ def _end_with(work: Callable[[], None]) -> None:
 
 
 def _hurry() -> None:
-    """Wait for tenths of a second where owners wait for many: a run has seconds."""
+    """Wait for seconds where owners wait for minutes.
+
+    Not for less: on a busy machine everybody would repeat themselves before anybody could answer, and nothing else.
+    """
     agent.federation.device.RETRY_SECONDS = (0.2, 1.0)
     agent.federation.device.LOOK_AGAIN_SECONDS = 1.0
     agent.federation.device.CONSENT_SECONDS = 0.5
-    agent.federation.sending.MAX_PATIENCE = 1.0
+    agent.federation.sending.MAX_PATIENCE = 8.0
     agent.hub.hub.TICK_SECONDS = 0.05
-    quick = functools.partial(MqttLink, keepalive=2, backoff=(0.05, 0.5), answer_seconds=1.5)
+    quick = functools.partial(MqttLink, keepalive=4, backoff=(0.05, 0.5), answer_seconds=4.0)
     for room in (agent.service, agent.hub.process):
         vars(room)["MqttLink"] = quick
 

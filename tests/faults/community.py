@@ -20,7 +20,7 @@ from tests.faults.plan import Plan
 from tests.integration.community import write_text
 from tests.models import Shape, write_model
 
-COLLECT_SECONDS, TRIAL_SECONDS = 4.0, 3.0
+COLLECT_SECONDS, TRIAL_SECONDS = 5.0, 4.0
 REAL_COLLECT_SECONDS = 60.0
 
 
@@ -67,7 +67,7 @@ def make_disks(directory: Path, plan: Plan, *, base: Path, urls: Mapping[str, st
             broker=urls["hub"],
             last_round=plan.rounds,
             charter=charter,
-            heartbeat_seconds=0.5,
+            heartbeat_seconds=1.0,
         ),
     )
     homes = {name: Home(directory / name) for name in plan.devices}
@@ -114,7 +114,7 @@ def _charter(plan: Plan, base: Path) -> Charter:
 def _make_device(home: Home, plan: Plan, part: int) -> Identity:
     create_device(home)
     home.settings.write_text(
-        "threads = 1\nresend_seconds = 0.3\nmax_heldout_windows = 2\ncheckpoint_seconds = 0.2\ncompute = 'float32'\n"
+        "threads = 1\nresend_seconds = 1.0\nmax_heldout_windows = 2\ncheckpoint_seconds = 0.2\ncompute = 'float32'\n"
     )
     text = home.root.parent / f"text-of-{home.root.name}"
     if plan.real_workers:

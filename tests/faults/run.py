@@ -25,8 +25,8 @@ from tests.faults.plan import BROKER, HUB, WIRE, Fault, Plan
 from tests.faults.proxy import FaultProxy
 from tests.transport.brokers import mosquitto
 
-BOUND_SECONDS, REAL_BOUND_SECONDS = 60.0, 150.0
-"""A run that has not ended by then has failed."""
+BOUND_SECONDS = 240.0
+"""A run that has not ended by then has failed. Most take five; others may need the machine at the same time."""
 
 POLL_SECONDS = 0.05
 
@@ -131,14 +131,13 @@ class _Run:
             for who, start in starts.items()
         ]
         lives = [asyncio.create_task(actor.live(), name=actor.who) for actor in self._actors]
-        bound = REAL_BOUND_SECONDS if plan.real_workers else BOUND_SECONDS
-        ends = time.monotonic() + bound
+        ends = time.monotonic() + BOUND_SECONDS
         while not (over := await asyncio.to_thread(_all_settled, disks)) and not any(a.wrong for a in self._actors):
             if time.monotonic() > ends:
                 break
             await asyncio.sleep(POLL_SECONDS)
         if not over and not any(actor.wrong for actor in self._actors):
-            self._wrong.append(f"it did not end within {bound:g} s; {_where(disks)}")
+            self._wrong.append(f"it did not end within {BOUND_SECONDS:g} s; {_where(disks)}")
         for actor in self._actors:
             actor.leave()
         await asyncio.gather(*(actor.gone(life) for actor, life in zip(self._actors, lives, strict=True)))

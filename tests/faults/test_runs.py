@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.plan import KINDS, Fault, make_plan
-from tests.faults.run import live_through, run
+from tests.faults.run import BOUND_SECONDS, live_through, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="forks, and limits what files may hold")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2 * BOUND_SECONDS),
+    pytest.mark.skipif(os.name != "posix", reason="forks, and limits what files may hold"),
+]
 
 SEEDS = (8, 12, 15, 19, 21, 28, 37, 41)
 """Chosen so that every kind of fault but the killed worker is among them; the next test sees to that."""
