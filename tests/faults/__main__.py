@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engines.broker import find_mosquitto
 from tests.faults.community import tiny_base
 from tests.faults.plan import KINDS, make_plan
 from tests.faults.run import Outcome, run
@@ -59,7 +60,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--json", type=Path, help="where the summary goes as JSON")
     parser.add_argument("--keep", type=Path, help="where disks and logs of failed runs are kept")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if find_mosquitto() is None:
+        parser.error("mosquitto is not installed: install it, the runs need a real broker")
+    return options
 
 
 def _all(seeds: Sequence[int], base: Path, options: argparse.Namespace) -> Iterator[Outcome]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from agent.paths import BlobStore, Home
 from tests.faults.child import BEFORE_MERGES
 from tests.faults.community import Disks
 from tests.faults.invariants import Spoken, breaches
-from tests.faults.run import Remains, live_through
+from tests.faults.run import BOUND_SECONDS, Remains, live_through
 from tests.faults.test_runs import CALM
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="the runs need POSIX")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * BOUND_SECONDS)]
 
 
 @pytest.fixture(scope="module")

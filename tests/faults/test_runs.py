@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,7 @@ import pytest
 from tests.faults.plan import KINDS, Fault, make_plan
 from tests.faults.run import BOUND_SECONDS, live_through, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(2 * BOUND_SECONDS),
-    pytest.mark.skipif(os.name != "posix", reason="forks, and limits what files may hold"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * BOUND_SECONDS)]
 
 SEEDS = (8, 12, 15, 19, 21, 28, 37, 41)
 """Chosen so that every kind of fault but the killed worker is among them; the next test sees to that."""
