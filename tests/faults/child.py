@@ -48,6 +48,7 @@ BEFORE_MERGES = "before-merges"
 FREE_BYTES = 10 * 1024
 """What is still written when the disk is full is cut off somewhere in the first so many bytes of a file."""
 
+_connect, _time = sqlite3.connect, time.time  # before anything stands in their way
 _WRITES = ("INSERT", "UPDATE", "DELETE", "CREATE", "COMMIT", "RELEASE")
 
 
@@ -113,15 +114,16 @@ def _hurry() -> None:
 
 def _keep_what_is_merged(room: Path) -> None:
     """Have the hub's database and blobs kept as they are before each merge; the latest attempt at each round."""
-    merge_round, connect = agent.hub.merging.merge_round, sqlite3.connect  # before anything stands in their way
+    merge_round = agent.hub.merging.merge_round
 
     def keep(home: Home, number: int) -> None:
         kept = Home(room / str(number))
         shutil.rmtree(kept.root, ignore_errors=True)
         kept.blobs.mkdir(parents=True)
         for blob in home.blobs.iterdir():
-            os.link(blob, kept.blobs / blob.name)
-        with closing(connect(home.database)) as source, closing(connect(kept.database)) as target:
+            if not blob.name.startswith("."):  # one that is being written goes away by itself
+                os.link(blob, kept.blobs / blob.name)
+        with closing(_connect(home.database)) as source, closing(_connect(kept.database)) as target:
             source.backup(target)
 
     def merge(store: HubStore, blobs: BlobStore, state: RoundState, **options: Any) -> Any:
@@ -152,7 +154,7 @@ class _Trap:
 
     def arm(self) -> None:
         """Stand in the way of whatever reaches the disk, and of the clock."""
-        real_fsync, real_connect, real_replace = os.fsync, sqlite3.connect, Path.replace
+        real_fsync, real_replace = os.fsync, Path.replace
 
         def fsync(descriptor: int) -> None:
             self._about_to_write()
@@ -165,7 +167,7 @@ class _Trap:
             return real_replace(path, target)
 
         def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
-            connection: sqlite3.Connection = real_connect(*arguments, **options)
+            connection: sqlite3.Connection = _connect(*arguments, **options)
             connection.set_trace_callback(self._statement)
             return connection
 
@@ -175,11 +177,8 @@ class _Trap:
         self._bend_time()
 
     def _bend_time(self) -> None:
-        real_time = time.time
-
         def bent() -> float:
-            now = real_time()
-            return max(1.0, now + self._ahead) if self._ahead else now
+            return _time() + self._ahead
 
         time.time = bent
         time.time_ns = lambda: int(bent() * 1e9)
@@ -204,7 +203,7 @@ class _Trap:
         if fault.kind == "kill-at-write":
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault.kind == "clock":
-            self._ahead += fault.seconds
+            self._ahead = max(fault.seconds, 1.0 - _time())  # 1970 is where clocks begin
         elif fault.kind == "full-disk":
             self._fill_disk(fault.seconds, room=fault.extra % FREE_BYTES)
 
