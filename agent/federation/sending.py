@@ -2,6 +2,9 @@
 
 Only offers and small messages are sent unasked. The chunks of a transfer follow when the hub's receipt asks for them,
 so that nothing travels that the hub would refuse, and after a break only what is missing is sent again.
+
+A hub that is slow to answer must not get more to do by that. So an offer that is made again waits longer each time,
+until chunks arrive; and a receipt that asks for what has just been sent answers an earlier offer, and is passed over.
 """
 
 from __future__ import annotations
@@ -32,6 +35,14 @@ class _Waiting:
 
     due: float
     patience: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """The chunks of a transfer that were sent last, and until when they may be on their way."""
+
+    indices: frozenset[int]
+    until: float
 
 
 def queue_transfer(outbox: Outbox, topics: Topics, device: str, offer: Offer, chunks: Iterable[Chunk]) -> None:
@@ -79,6 +90,7 @@ class Sender:
         self.outbox = Outbox(store.connection)
         self._waiting: dict[int, _Waiting] = {}
         self._asked: dict[str, list[int]] = {}
+        self._sent: dict[str, _Sent] = {}
         self._wake = asyncio.Event()
 
     @staticmethod
@@ -90,6 +102,7 @@ class Sender:
         """Something was put into the outbox, or the link is back."""
         for waiting in self._waiting.values():
             waiting.due = 0.0
+        self._sent.clear()  # what was on its way may be lost
         self._wake.set()
 
     def queue_verdict(self, verdict: Verdict) -> None:
@@ -105,10 +118,14 @@ class Sender:
         """Take in the hub's word on a transfer or message."""
         about = receipt.about.hex()
         if receipt.state == "missing":
-            self._asked[about] = [index for first, length in receipt.missing for index in range(first, first + length)]
-            self._wake.set()
+            asked = [index for first, length in receipt.missing for index in range(first, first + length)]
+            sent = self._sent.get(about)
+            if sent is None or not sent.indices.issuperset(asked) or sent.until <= self._clock():
+                self._asked[about] = asked
+                self._wake.set()
             return
         self._asked.pop(about, None)
+        self._sent.pop(about, None)
         with self._store.transaction():
             self._store.settle(
                 receipt.about, state="counted" if receipt.state == "done" else "refused", reason=receipt.reason
@@ -148,9 +165,18 @@ class Sender:
                     break
             if self._asked.get(transfer) is indices:
                 del self._asked[transfer]
-            for item in self._openings():
-                if item.transfer == transfer and item.id in self._waiting:
-                    self._waiting[item.id] = _Waiting(due=self._clock() + self._patience, patience=self._patience)
+            self._now_wait(transfer, frozenset(indices))
+
+    def _now_wait(self, transfer: str, indices: frozenset[int]) -> None:
+        """Chunks were sent: give the hub its time, and more of it where it asks for the same ones again."""
+        before = self._sent.get(transfer)
+        again = before is not None and indices >= before.indices
+        for item in self._openings():
+            waiting = self._waiting.get(item.id)
+            if item.transfer == transfer and waiting is not None:
+                patience = waiting.patience if again else self._patience
+                self._waiting[item.id] = _Waiting(due=self._clock() + patience, patience=patience)
+                self._sent[transfer] = _Sent(indices, until=self._clock() + patience)
 
     async def _send_parts(self, transfer: str, indices: Sequence[int]) -> None:
         with explained_database(self._store.home):

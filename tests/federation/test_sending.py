@@ -197,3 +197,55 @@ async def test_a_database_that_fails_while_sending_is_explained(desk: Desk, trou
         sender.wake()
         with pytest.raises(StateError, match="refused to work"):
             await sender.run()
+
+
+async def test_a_receipt_that_asks_for_what_has_just_been_sent_answers_an_earlier_offer(desk: Desk) -> None:
+    async with desk.sending(patience=60) as (sender, store):
+        queue_update(sender, store, desk.identity)
+        await desk.hear(1)
+        for _ in range(5):  # the answers to five offers, which a busy hub gives all at once
+            sender.receipt(missing((0, 3)))
+        assert [kind for kind, _body, _counter in await desk.hear(3)] == ["chunk"] * 3
+        sender.receipt(missing((1, 2)))
+        sender.receipt(missing((3, 1)))
+        assert [Chunk.decode(body).index for _kind, body, _counter in await desk.hear(1)] == [3]
+
+
+async def test_chunks_that_got_lost_are_sent_again_once_the_hub_had_its_time(desk: Desk) -> None:
+    async with desk.sending(patience=0.05) as (sender, store):
+        queue_update(sender, store, desk.identity)
+        await desk.hear(1)
+        sender.receipt(missing((0, 2)))
+        assert [kind for kind, _body, _counter in await desk.hear(3)] == ["chunk", "chunk", "offer"]
+        sender.receipt(missing((0, 2)))
+        assert [kind for kind, _body, _counter in await desk.hear(2)] == ["chunk", "chunk"]
+
+
+async def test_a_hub_that_asks_for_the_same_again_is_given_more_time_until_something_arrives(desk: Desk) -> None:
+    now = 0.0
+    async with MemoryLink(broker=desk.broker, client_id="device", username=desk.identity.id) as link:
+        with open_device_store(desk.home) as store:
+            sender = Sender(
+                store=store,
+                identity=desk.identity,
+                link=link,
+                topics=TOPICS,
+                community=COMMUNITY,
+                patience=10,
+                clock=lambda: now,
+            )
+            queue_update(sender, store, desk.identity)
+
+            async def offered_after(ranges: tuple[int, int]) -> float:
+                """Offer, answer with what is missing, and give the seconds to the next offer."""
+                nonlocal now
+                await sender._offer_due()
+                sender.receipt(missing(ranges))
+                await sender._send_asked()
+                wait = sender._until_due()
+                assert wait is not None
+                now += wait
+                return wait
+
+            assert [await offered_after((0, 5)) for _ in range(4)] == [10, 20, 40, 80]
+            assert [await offered_after((3, 2)) for _ in range(2)] == [10, 20]
