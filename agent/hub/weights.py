@@ -1,30 +1,73 @@
-"""How much each device counts: by its tokens, and never more than half, because tokens are what a device says."""
+"""How much each update counts: by its tokens, less if it is late, and never more than half of a merge.
+
+Tokens are what a device says of itself, so no device weighs more than half, however much text it says it has. A late
+update was trained from an older release; it weighs less by a power of its lateness (Xie et al. 2019, *Asynchronous
+federated optimization*, section 5.2; Nguyen et al. 2022, *FedBuff*, use 1/2 as here).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MAX_WEIGHT_SHARE = 0.5
-"""No device has more than this share of a merge, however much text it says it has (with three or more devices)."""
+"""No update has more than this share of a merge (with three or more of them)."""
 
 
-def capped_weights(tokens: list[int], *, share: float = MAX_WEIGHT_SHARE) -> list[float]:
-    """Give each device's weight from its tokens, none above ``share`` of the sum; they sum to 1.
+def capped_weights(tokens: Sequence[int], *, share: float = MAX_WEIGHT_SHARE) -> list[float]:
+    """Give each device's weight from its tokens, none above ``share`` of the sum; they sum to 1."""
+    return capped([float(max(count, 1)) for count in tokens], share=share)
+
+
+def staleness_weight(lateness: int, power: float) -> float:
+    """Give what an update weighs that is so many releases late: ``(1 + lateness) ^ -power``.
+
+    Args:
+        lateness: releases between the one that it started from and the one that it is merged into; 0 is in time.
+        power: the charter's ``staleness_power``; 0 makes late updates weigh as others do.
+    """
+    if lateness < 0:
+        raise ValueError(f"an update cannot be {lateness} releases late")
+    return float((1.0 + lateness) ** -power)
+
+
+def merge_weights(
+    tokens: Sequence[int], lateness: Sequence[int], *, power: float, share: float = MAX_WEIGHT_SHARE
+) -> list[float]:
+    """Give each update's share of a merge: its capped share of tokens, times its staleness weight; they sum to 1.
+
+    The cap is held in the end as well: where the others are late, what they lose must not lift one above it.
+
+    Args:
+        tokens: of each update.
+        lateness: of each, in releases.
+        power: the charter's ``staleness_power``.
+        share: the cap.
+    """
+    by_tokens = capped_weights(tokens, share=share)
+    late = [staleness_weight(count, power) for count in lateness]
+    return capped([weight * factor for weight, factor in zip(by_tokens, late, strict=True)], share=share)
+
+
+def capped(weights: Sequence[float], *, share: float) -> list[float]:
+    """Give positive weights as shares of their sum, none above ``share``.
 
     Weights are clipped and the rest scaled up until the cap holds for all (it can only with ``1 / share`` devices or
     more; with fewer, all weigh the same).
     """
-    count = len(tokens)
+    count = len(weights)
     if count * share <= 1.0:
         return [1.0 / count] * count
-    weights = [max(value, 1) / sum(max(item, 1) for item in tokens) for value in tokens]
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
     for _ in range(count):
-        over = [index for index, weight in enumerate(weights) if weight > share + 1e-12]
+        over = [index for index, weight in enumerate(shares) if weight > share + 1e-12]
         if not over:
             break
-        free = [index for index, weight in enumerate(weights) if weight < share - 1e-12]
-        spare = sum(weights[index] - share for index in over)
-        room = sum(weights[index] for index in free)
+        free = [index for index, weight in enumerate(shares) if weight < share - 1e-12]
+        spare = sum(shares[index] - share for index in over)
+        room = sum(shares[index] for index in free)
         for index in over:
-            weights[index] = share
+            shares[index] = share
         for index in free:
-            weights[index] += spare * weights[index] / room
-    return weights
+            shares[index] += spare * shares[index] / room
+    return shares

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.hub.weights import MAX_WEIGHT_SHARE, capped_weights
+from agent.hub.weights import MAX_WEIGHT_SHARE, capped_weights, merge_weights, staleness_weight
 
 tokens = st.lists(st.integers(0, 2**40), min_size=1, max_size=50)
 
@@ -39,3 +39,26 @@ def test_two_devices_weigh_the_same_and_one_has_everything() -> None:
 def test_device_that_claims_a_galaxy_of_text_gets_half() -> None:
     weights = capped_weights([10**12, 300, 100])
     assert weights == pytest.approx([0.5, 0.375, 0.125])
+
+
+def test_late_updates_weigh_less_by_a_power_of_their_lateness() -> None:
+    assert [staleness_weight(late, 0.5) for late in (0, 3, 8)] == pytest.approx([1.0, 0.5, 1 / 3])
+    assert staleness_weight(5, 0.0) == 1.0
+    weights = merge_weights([100, 100, 100, 100], [0, 0, 0, 3], power=0.5)
+    assert weights == pytest.approx([2 / 7, 2 / 7, 2 / 7, 1 / 7])
+
+
+def test_lateness_before_the_present_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="-1 releases late"):
+        staleness_weight(-1, 0.5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 20)), min_size=1, max_size=30), st.floats(0, 10))
+def test_no_update_is_lifted_above_its_share_by_the_lateness_of_others(
+    found: list[tuple[int, int]], power: float
+) -> None:
+    weights = merge_weights([count for count, _ in found], [late for _, late in found], power=power)
+    assert sum(weights) == pytest.approx(1.0)
+    assert all(weight > 0 for weight in weights)
+    if len(found) > 2:
+        assert max(weights) <= MAX_WEIGHT_SHARE + 1e-9
