@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, TypeAlias
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
@@ -21,12 +21,18 @@ class Events:
         stream: where lines go; standard error unless told otherwise.
         as_json: one JSON object a line (``event``, ``at``, and the fields), instead of words.
         listeners: called with each event's name and fields.
+        context: fields that every event has unless it says otherwise, such as the round.
     """
 
     stream: IO[str] = field(default_factory=lambda: sys.stderr)
     as_json: bool = False
     quiet: bool = False
     listeners: list[Listener] = field(default_factory=list)
+    context: dict[str, Value] = field(default_factory=dict)
+
+    def about(self, **context: Value) -> Events:
+        """Give a voice of the same stream and listeners that says this with every event."""
+        return replace(self, context={**self.context, **context})
 
     def say(self, event: str, text: str = "", **fields: Value) -> None:
         """Tell of one event.
@@ -36,6 +42,7 @@ class Events:
             text: the same for people; nothing is printed for people where it is empty.
             fields: the facts.
         """
+        fields = {**self.context, **fields}
         for listener in self.listeners:
             listener(event, fields)
         if self.quiet:

@@ -23,6 +23,21 @@ def test_an_event_without_words_is_not_shown_to_people() -> None:
     assert "two updates became one" in stream.getvalue()
 
 
+def test_a_voice_says_what_it_is_about_with_every_event() -> None:
+    heard = []
+    events = Events(quiet=True, listeners=[lambda event, fields: heard.append((event, fields))])
+    voice = events.about(device="ada")
+    voice.context["round"] = 3
+    voice.say("trained", steps=2)
+    voice.say("receipt", round=2)
+    events.say("link")
+    assert heard == [
+        ("trained", {"device": "ada", "round": 3, "steps": 2}),
+        ("receipt", {"device": "ada", "round": 2}),
+        ("link", {}),
+    ]
+
+
 def test_listeners_hear_events_even_when_nothing_is_printed() -> None:
     heard = []
     Events(quiet=True, listeners=[lambda event, fields: heard.append((event, fields))]).say("merged", "x", round=1)

@@ -53,6 +53,28 @@ def hub() -> None:
 )
 @click.option("--collect", type=DURATION, default="1h", show_default=True, help="How long a round collects updates.")
 @click.option("--trial", type=DURATION, default="10m", show_default=True, help="How long devices may try a candidate.")
+@click.option(
+    "--mode",
+    type=click.Choice(["synchronous", "asynchronous"]),
+    default="synchronous",
+    show_default=True,
+    help="Rounds for all at once; or devices train whenever they like, and each --buffer updates are merged.",
+)
+@click.option(
+    "--buffer", type=click.IntRange(1), default=10, show_default=True, help="Updates of an asynchronous merge."
+)
+@click.option("--wanted", type=click.IntRange(1), help="Devices drawn for a round when there are more. [default: all]")
+@click.option(
+    "--max-staleness", type=click.IntRange(0), default=2, show_default=True, help="Rounds an update may be late."
+)
+@click.option(
+    "--staleness-power",
+    type=click.FloatRange(0, 10),
+    default=0.5,
+    show_default=True,
+    help="An update that is late by N releases weighs (1 + N) ^ -this.",
+)
+@click.option("--keep-releases", type=click.IntRange(1), default=10, show_default=True, help="To go back to.")
 @click.option("--rank", type=click.IntRange(1, 256), default=8, show_default=True)
 @click.option("--targets", type=NAMES, help="Layers that are changed, such as q_proj,v_proj. [default: all]")
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True, help="Training steps a round.")
@@ -92,6 +114,11 @@ def init(home: Home, **options: Any) -> None:
     from agent.llm.seedling import SEEDLING_PATH
     from agent.service import named_base, shelf_of
 
+    if options["wanted"] and options["mode"] == "asynchronous":
+        raise SettingsError(
+            "--wanted draws devices for a round, and in asynchronous mode they train whenever they like",
+            advice="Leave one of the two out.",
+        )
     device = Home(default_home("device"))
     base = named_base(device, options["base"]) if options["base"] else SEEDLING_PATH
     described = describe_base(base)
@@ -114,6 +141,11 @@ def init(home: Home, **options: Any) -> None:
             alpha=2.0 * options["rank"],
             training=TrainingPlan(**plan),
             rounds=RoundRules(
+                mode=options["mode"],
+                buffer=options["buffer"],
+                wanted=options["wanted"],
+                max_staleness=options["max_staleness"],
+                staleness_power=options["staleness_power"],
                 quorum=options["quorum"],
                 target=max(options["target"], options["quorum"]),
                 collect_seconds=options["collect"],
@@ -137,6 +169,7 @@ def init(home: Home, **options: Any) -> None:
         charter=charter,
         allow_plaintext=options["allow_plaintext"],
         heartbeat_seconds=options["heartbeat"],
+        keep_releases=options["keep_releases"],
     )
     config = create_hub(home, hub_plan, port=options["port"])
     if options["as_json"]:
@@ -148,15 +181,16 @@ def init(home: Home, **options: Any) -> None:
 
 @hub.command("run")
 @hub_home
+@click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there, such as 127.0.0.1:9464.")
 @events_json
 @with_parent
-def run(home: Home, events_json: bool, with_parent: bool) -> None:
+def run(home: Home, metrics: str | None, events_json: bool, with_parent: bool) -> None:
     """Run the hub (and the embedded broker, if the community uses it) until stopped."""
     from agent.events import Events
     from agent.hub.process import run_hub_process
 
     events = Events(stream=sys.stdout if events_json else sys.stderr, as_json=events_json)
-    run_hub_process(home, events=events, with_parent=with_parent)
+    run_hub_process(home, events=events, metrics=metrics, with_parent=with_parent)
 
 
 @hub.command("invite")
@@ -181,18 +215,52 @@ def invite(home: Home, uses: int, expires: float, as_json: bool) -> None:
 @as_json
 def status(home: Home, as_json: bool) -> None:
     """Say where the rounds are, who takes part, and what was released."""
-    from agent.hub.setup import hub_status
+    from agent.cli.hub_shown import show_status
+    from agent.hub.reporting import hub_status
     from agent.hub.store import open_store
 
     with open_store(home) as store:
-        found: dict[str, Any] = hub_status(store)
+        found = hub_status(store)
     if as_json:
         print_json(found)
+    else:
+        show_status(found)
+
+
+@hub.command("round")
+@hub_home
+@click.argument("number", type=click.IntRange(1))
+@as_json
+def show_one_round(home: Home, number: int, as_json: bool) -> None:
+    """Say who took part in round NUMBER, what they sent, and what the gate made of it."""
+    from agent.cli.hub_shown import show_round
+    from agent.hub.reporting import round_report
+    from agent.hub.store import open_store
+
+    with open_store(home) as store:
+        found = round_report(store, number)
+    if as_json:
+        print_json(found)
+    else:
+        show_round(found)
+
+
+@hub.command("rollback")
+@hub_home
+@click.argument("release", type=click.IntRange(0))
+@as_json
+def rollback(home: Home, release: int, as_json: bool) -> None:
+    """Go back to RELEASE: devices follow, and what was trained from later releases no longer counts.
+
+    The hub may run or not. The round under way ends, and the next one starts from RELEASE.
+    """
+    from agent.hub.going_back import roll_back
+
+    done = roll_back(home, release)
+    withdrawn = list(done.withdrawn)
+    if as_json:
+        said = {"release": release, "sha256": done.release.sha256, "withdrawn": withdrawn, "round": done.round}
+        print_json({**said, "phase": done.phase})
         return
-    click.echo(f"{found['name']} at {found['broker']}: round {found['round']}, {found['phase']}")
-    click.echo(f"{len(found['devices'])} devices, {len(found['updates'])} updates, {len(found['refusals'])} refused")
-    for row in found["rounds"]:
-        counted = sum(update["round"] == row["round"] for update in found["updates"])
-        click.echo(f"  round {row['round']:>3}  {counted:>3} updates  {row['outcome']:<9} {row['reason']}")
-    for row in found["releases"]:
-        click.echo(f"  release {row['number']:>3}  {row['sha256'][:16]}  from round {row['round']}")
+    click.echo(f"Release {release} stands again; withdrawn: {', '.join(map(str, withdrawn))}.")
+    click.echo(f"Round {done.round} ({done.phase}) ends, and the next one starts from release {release}.")

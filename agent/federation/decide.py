@@ -9,7 +9,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from agent.federation.draw import lot
 from agent.federation.messages import Announcement, Manifest
+from agent.update.delta import Factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Situation:
         judged: hashes of the candidates whose verdict was put into the outbox.
         has_text: the owner has given text, with consent.
         training_allowed: what the governor says; ``reason`` when it says no.
+        device: this device's id, and the community's: what its lot in a draw is made of.
     """
 
     announcement: Announcement | None
@@ -36,6 +39,8 @@ class Situation:
     has_text: bool
     training_allowed: bool = True
     reason: str = ""
+    device: str = ""
+    community: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,14 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Take a release into use, if it is not worse on held-out text."""
+    """Take a release into use, if it is not worse on held-out text.
+
+    Attributes:
+        anyway: the release in use was withdrawn: this one takes its place without being compared with it.
+    """
 
     release: Manifest
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,7 @@ class Train:
     round: int
     start: Manifest
     seal_key: bytes
+    factors: Factors = "both"
 
 
 Action: TypeAlias = Wait | Fetch | Judge | Adopt | Train
@@ -89,8 +100,9 @@ def next_action(now: Situation) -> Action:
     if release.sha256 not in now.here:
         return Fetch(release)
     in_use = now.adopted is not None and now.adopted[1] == release.sha256
-    if not in_use and release.sha256 not in now.declined:
-        return Adopt(release)
+    withdrawn = now.adopted is not None and seen.withdraws(now.adopted[0])
+    if not in_use and (withdrawn or release.sha256 not in now.declined):
+        return Adopt(release, anyway=withdrawn)
     if not now.has_text:
         return Wait("no text to learn from yet: add some with `bramble data add PATH`")
     if not now.training_allowed:
@@ -98,21 +110,40 @@ def next_action(now: Situation) -> Action:
     return _for_phase(now, seen)
 
 
+def goes_on(round_number: int, start: Manifest, seen: Announcement, *, max_staleness: int) -> bool:
+    """Say whether a training under way is still worth finishing: whether its update could still count.
+
+    Args:
+        round_number: the round it is for.
+        start: the release it began with.
+        seen: the newest announcement.
+        max_staleness: how many rounds an update may be late.
+    """
+    if seen.phase == "closed" or seen.withdraws(start.number):
+        return False
+    merge = seen.round if seen.phase == "open" else seen.round + 1
+    return merge - round_number <= max_staleness
+
+
 def _for_phase(now: Situation, seen: Announcement) -> Action:
     if seen.phase == "closed":
         return Wait(f"the community has closed after round {seen.round}; release {seen.release.number} is in use")
-    if seen.phase == "trial" and seen.candidate is not None:
-        return _for_candidate(now, seen, seen.candidate)
-    if seen.phase == "open" and seen.seal_key:
-        if now.sent_round >= seen.round:
-            return Wait(f"round {seen.round}: update made, waiting for the others")
-        return Train(round=seen.round, start=seen.release, seal_key=seen.seal_key)
+    if seen.phase == "trial" and seen.candidate is not None and seen.candidate.sha256 not in now.judged:
+        if seen.candidate.sha256 not in now.here:
+            return Fetch(seen.candidate)
+        return Judge(candidate=seen.candidate, current=seen.release, round=seen.round)
+    if seen.collects:
+        return _for_collection(now, seen)
+    if seen.phase == "trial":
+        return Wait(f"round {seen.round}: candidate judged, waiting for the hub's decision")
     return Wait(f"round {seen.round}: the hub is merging")
 
 
-def _for_candidate(now: Situation, seen: Announcement, candidate: Manifest) -> Action:
-    if candidate.sha256 in now.judged:
-        return Wait(f"round {seen.round}: candidate judged, waiting for the hub's decision")
-    if candidate.sha256 not in now.here:
-        return Fetch(candidate)
-    return Judge(candidate=candidate, current=seen.release, round=seen.round)
+def _for_collection(now: Situation, seen: Announcement) -> Action:
+    number = seen.collects
+    if now.sent_round >= number:
+        return Wait(f"round {number}: update made, waiting for the others")
+    own = lot(now.device, community=now.community, round_number=number, release=seen.release.sha256)
+    if seen.draw is not None and own >= seen.draw:
+        return Wait(f"round {number}: other devices were drawn this time")
+    return Train(round=number, start=seen.release, seal_key=seen.seal_key, factors=seen.factors)

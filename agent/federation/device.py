@@ -25,7 +25,7 @@ from agent.errors import (
     WrongCommunityError,
 )
 from agent.events import Events, Value
-from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait, next_action
+from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait, goes_on, next_action
 from agent.federation.fetching import Fetcher
 from agent.federation.judging import AdapterFiles, keep_personal, measure
 from agent.federation.learning import learn
@@ -76,7 +76,7 @@ class Device:
         self._identity = identity
         self._settings = settings
         self._link = link
-        self._events = events
+        self._events = events.about(device=identity.id)
         self._workers = workers
         self._membership = store.membership
         self._hub = self._membership.hub_identity
@@ -98,7 +98,7 @@ class Device:
         self._something_happened = asyncio.Event()
         self._last_shown = 0.0
         self._told = ("", "")
-        self._training_round = 0
+        self._training: Train | None = None
         self._stop_training = asyncio.Event()
 
     async def run(self) -> None:
@@ -110,7 +110,6 @@ class Device:
             self._events.say(
                 "device-ready",
                 f"device {self._identity.short_id} is connected to {self._membership.charter.name!r}",
-                device=self._identity.id,
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen(), name="device-listen")
@@ -145,6 +144,8 @@ class Device:
             sent_round=self._store.last_round(),
             judged=self._store.judged().keys(),
             has_text=bool(self._sources()),
+            device=self._identity.id,
+            community=self._membership.community,
         )
 
     def _sources(self) -> list[Path]:
@@ -158,12 +159,12 @@ class Device:
                 await self._wait(LOOK_AGAIN_SECONDS)
             case Fetch(manifest=manifest):
                 await self._fetch(manifest)
-            case Adopt(release=release):
-                await self._adopt(release)
+            case Adopt(release=release, anyway=anyway):
+                await self._adopt(release, anyway=anyway)
             case Judge(candidate=candidate, current=current, round=number):
                 await self._judge(candidate, current, number)
-            case Train(round=number, start=start, seal_key=seal_key):
-                await self._train(number, start, seal_key)
+            case Train() as training:
+                await self._train(training)
 
     async def _fetch(self, manifest: Manifest) -> None:
         self._tell("fetching", f"fetching adapter {manifest.sha256[:10]} (release {manifest.number})")
@@ -177,9 +178,9 @@ class Device:
         known = [wanted.parent, seen.release.sha256 if seen else "", adopted[1] if adopted else ""]
         return [sha256 for sha256 in dict.fromkeys(known) if sha256]
 
-    async def _adopt(self, release: Manifest) -> None:
+    async def _adopt(self, release: Manifest, *, anyway: bool) -> None:
         before = after = None
-        current = self._store.adopted()
+        current = None if anyway else self._store.adopted()
         if current is not None and current[1] == release.parent:  # what the trial compared is what is in use here
             before, after = self._store.judged().get(release.sha256, (None, None))
         if before is None and current is not None and self._sources():
@@ -282,11 +283,12 @@ class Device:
         )
         return result.losses["a"], result.losses["b"], result.targets
 
-    async def _train(self, number: int, start: Manifest, seal_key: bytes) -> None:
+    async def _train(self, training: Train) -> None:
+        number, start = training.round, training.start
         text = await self._prepared()
         self._tell("training", f"round {number}: training from release {start.number}", round=number)
         sources = self._sources()
-        self._training_round = number
+        self._training = training
         self._stop_training.clear()
         watch = asyncio.create_task(self._watch_consent(sources), name="device-consent")
         try:
@@ -299,7 +301,8 @@ class Device:
                 device=self._identity.id,
                 round_number=number,
                 release=start,
-                seal_key=seal_key,
+                seal_key=training.seal_key,
+                factors=training.factors,
                 workers=self._workers,
                 pause=self._stop_training,
                 on_progress=self._progress,
@@ -313,7 +316,7 @@ class Device:
             self._tell("stopped", f"round {number}: training stopped, because {why}", round=number)
             return
         finally:
-            self._training_round = 0
+            self._training = None
             watch.cancel()
         self._sender.wake()
         result = learned.result
@@ -434,13 +437,21 @@ class Device:
         handler(body)
 
     def _announced(self, announcement: Announcement) -> None:
+        known = self._store.announcement
         if self._store.save_announcement(announcement):
             self._something_happened.set()
-            if self._training_round and (announcement.phase != "open" or announcement.round != self._training_round):
+            if known is not None and announcement.forgets(known):
+                self._store.forget_rounds(announcement.round)
+                self._events.say(
+                    "hub-forgot", f"the hub lost its memory of round {announcement.round} and what came after"
+                )
+            late = self._membership.charter.rounds.max_staleness
+            current = self._training
+            if current and not goes_on(current.round, current.start, announcement, max_staleness=late):
                 self._stop_training.set()
+            self._events.context["round"] = announcement.round
             self._events.say(
                 "announcement",
-                round=announcement.round,
                 phase=announcement.phase,
                 release=announcement.release.number,
             )

@@ -61,6 +61,7 @@ def training_job(
     directory: Path,
     steps: int | None = None,
     fitted: PlanResult | None = None,
+    factors: Factors = "both",
 ) -> TrainJob:
     """Say what a worker has to do for one round of this community, in the way that a plan fitted into its memory."""
     charter = membership.charter
@@ -83,6 +84,7 @@ def training_job(
         weight_decay=plan.weight_decay,
         grad_clip=plan.grad_clip,
         seed=seed,
+        factors=factors,
         compute=fitted.compute if fitted else settings.compute,
         checkpoint_dir=directory / "checkpoint",
         checkpoint_seconds=settings.checkpoint_seconds,
@@ -144,6 +146,7 @@ async def learn(
         seed=round_seed(device, round_number),
         directory=directory,
         fitted=fitted,
+        factors=factors,
     )
     result = await workers(job, pause=pause, on_progress=on_progress, on_start=on_start)
     trained = read_adapter(result.adapter_path)

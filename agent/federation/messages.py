@@ -14,6 +14,7 @@ from agent.crypto import canonical
 from agent.errors import MalformedMessageError
 from agent.governance.charter import Charter, Sha256Hex
 from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan
+from agent.update.delta import Factors
 
 MAX_BODY_BYTES = 96 * 1024
 
@@ -22,6 +23,8 @@ Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
 Text = Annotated[str, StringConstraints(max_length=500)]
 _Count = Annotated[int, Field(ge=0, le=MAX_CHUNKS)]
 Range = Annotated[tuple[_Count, _Count], Field(strict=False)]  # CBOR knows lists only
+_Number = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Span = Annotated[tuple[_Number, _Number], Field(strict=False)]
 
 
 def _printable(text: str) -> str:
@@ -126,7 +129,14 @@ class Announcement(Body):
         round: the current round, from 1.
         phase: ``open`` collects updates, ``merging`` does not, ``trial`` asks for verdicts, ``closed`` is the end.
         deadline: Unix time, milliseconds, at which the phase is looked at again.
-        seal_key: HPKE public key of this round, for which updates are sealed; empty when none are wanted.
+        seal_key: HPKE public key of the round that updates are made for now; empty when none are wanted.
+        factors: what devices train for that round.
+        draw: devices whose lot for it is below this take part (:mod:`agent.federation.draw`); None for everybody.
+        withdrawn: numbers of releases that the hub went back from, as (first, last); a device leaves such a release
+            without asking its held-out text.
+        forgotten: sequences between which the hub remembers no announcement, as (last before, first after), one for
+            each time that it was started. A device that has seen one in between knows that the hub lost its memory of
+            what came after: it was restored from a backup.
     """
 
     sequence: Annotated[int, Field(ge=0)]
@@ -136,6 +146,25 @@ class Announcement(Body):
     release: Manifest
     candidate: Manifest | None
     seal_key: Annotated[bytes, Field(max_length=2048)]
+    factors: Factors = "both"
+    draw: _Number | None = None
+    withdrawn: Annotated[list[Span], Field(max_length=64)] = []
+    forgotten: Annotated[list[Span], Field(max_length=64)] = []
+
+    @property
+    def collects(self) -> int:
+        """The round that updates are made for now; 0 for none. It is the next one where this one is merged or tried."""
+        if not self.seal_key:
+            return 0
+        return self.round if self.phase == "open" else self.round + 1
+
+    def withdraws(self, release: int) -> bool:
+        """Say whether the hub went back from a release of this number, or has forgotten that there was one."""
+        return release > self.release.number or any(first <= release <= last for first, last in self.withdrawn)
+
+    def forgets(self, seen: Announcement) -> bool:
+        """Say whether the hub does not remember an announcement that was seen, and what came after it."""
+        return any(before < seen.sequence < after for before, after in self.forgotten)
 
 
 class Offer(Body):

@@ -328,6 +328,11 @@ class DeviceStore:
             values = (residual.factors, residual.sha256, residual.release, residual.start, residual.transfer)
             self.connection.execute("INSERT INTO residuals VALUES (?, ?, ?, ?, ?)", values)
 
+    def forget_rounds(self, first: int) -> None:
+        """Forget the updates made for a round and all after it: the hub does not remember them either."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM rounds WHERE round >= ?", (first,))
+
     def add_verdict(self, candidate: str, *, number: int, about: bytes, before: float, after: float) -> None:
         """Remember a verdict in the same transaction that queues it (call inside :meth:`transaction`)."""
         values = (candidate, number, about.hex(), before, after, "sending")

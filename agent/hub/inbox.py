@@ -1,20 +1,26 @@
 """What arrives at the hub for a round: offers and chunks, put together, opened, checked, and counted once.
 
 Nothing here talks to a broker: bytes come in, receipts go out. A transfer that is complete is either counted or
-refused, with a stable reason; both outcomes are durable before the receipt is given.
+refused, with a stable reason. The outcome is part of the caller's transaction: when that is committed, the receipt may
+be sent, and what the transfer left on the disk be removed (:meth:`Inbox.tidy`).
+
+Chunks need not survive a power cut. A device keeps what it sends until it has the receipt, and offers it again; the
+whole is held against its hash.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.crypto.sealing import SealKey, open_stream
+from agent.crypto.sealing import open_stream
 from agent.errors import (
     MalformedMessageError,
     OversizedMessageError,
+    ProtocolError,
     SealBrokenError,
     TransferError,
     UpdateRefusedError,
@@ -22,10 +28,10 @@ from agent.errors import (
 from agent.federation.messages import Chunk, Offer, Receipt
 from agent.federation.sealing import update_info
 from agent.governance.charter import Charter
-from agent.hub.rounds import RoundState
+from agent.hub.placing import RoundTerms, Situation, place
 from agent.hub.store import HubStore, UpdateRow
 from agent.llm.adapter import Adapter
-from agent.paths import BlobStore, write_atomically
+from agent.paths import BlobStore, explained_disk
 from agent.transport.transfer import IncomingTransfer, TransferStore
 from agent.update.delta import Delta
 from agent.update.wire import UpdateHeader, decode_update
@@ -37,24 +43,44 @@ NORM_SLACK = 1.01
 """Rounding in the compression may lift a norm a little above what the device clipped to."""
 
 
+TRANSFERS_AT_HAND = 256
+"""Transfers whose offer and chunks need not be looked up on the disk for each chunk."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What to answer, and what became of the update if it was complete."""
+    """What to answer, and what became of the update if it was complete.
+
+    Attributes:
+        superseded: id of the update that a counted one takes the place of, if any.
+        over: the transfer that was settled, to be tidied away.
+        round: what a refused update was made for.
+    """
 
     receipt: Receipt | None
     counted: UpdateRow | None = None
+    superseded: str = ""
     refused: UpdateRefusedError | None = None
+    over: bytes | None = None
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RoundContext:
     """What an update is held against."""
 
-    state: RoundState
+    now: Situation
     community: Adapter
-    start_sha256: str
-    seal_key: SealKey | None
     charter: Charter
+
+    def accept(self, device: str, offer: Offer) -> tuple[int, RoundTerms]:
+        """Give the round in whose merge an update counts, and the terms of the round it was made for.
+
+        Raises:
+            UpdateRefusedError: it counts nowhere.
+        """
+        merge = place(self.now, device=device, round_number=offer.round, start=offer.adapter)
+        return merge, self.now.terms[offer.round]
 
 
 class Inbox:
@@ -72,6 +98,7 @@ class Inbox:
         self._blobs = blobs
         self._directory = directory
         self._community = community
+        self._at_hand: OrderedDict[tuple[str, bytes], tuple[Offer, IncomingTransfer]] = OrderedDict()
 
     def offered(self, device: str, offer: Offer, context: RoundContext | None) -> Outcome:
         """Take in an offer: refuse it before anything travels, or ask for the chunks that are missing."""
@@ -81,7 +108,8 @@ class Inbox:
         if settled is not None:
             return Outcome(receipt=settled)
         try:
-            current = _require_round(context, offer)
+            current = _require(context)
+            current.accept(device, offer)
             self._require_first(device, offer.round)
             room = self._transfers(device, current)
             transfer = room.begin(offer.plan)
@@ -89,7 +117,8 @@ class Inbox:
             return self._refuse(device, offer, refusal)
         except OversizedMessageError as error:
             return self._refuse(device, offer, UpdateRefusedError(str(error), advice=error.advice, reason="oversized"))
-        write_atomically(self._offer_path(device, offer.transfer), offer.encode())
+        self._keep_offer(device, offer)
+        self._hold(device, offer, transfer)
         self._forget_others(device, room, keep=offer.transfer)
         if transfer.complete:
             return self._finish(device, offer, transfer, current)
@@ -105,27 +134,33 @@ class Inbox:
         settled = self._settled(device, chunk.transfer)
         if settled is not None:
             return Outcome(receipt=settled)
+        current = _require(context)
+        offer, transfer = self._under_way(device, chunk.transfer, current)
         try:
-            offer = Offer.decode(self._offer_path(device, chunk.transfer).read_bytes())
-        except FileNotFoundError as cause:
-            raise TransferError("a chunk came of a transfer that was not offered", advice="It was dropped.") from cause
-        try:
-            current = _require_round(context, offer)
+            current.accept(device, offer)
             self._require_first(device, offer.round)
         except UpdateRefusedError as refusal:
             return self._refuse(device, offer, refusal)
-        transfer = self._transfers(device, current).begin(offer.plan)
         transfer.add(chunk.index, chunk.data)
         return self._finish(device, offer, transfer, current) if transfer.complete else Outcome(receipt=None)
+
+    def tidy(self, device: str, outcome: Outcome) -> None:
+        """Remove what a settled transfer left on the disk, and an update that was superseded; after the commit."""
+        if outcome.over is not None:
+            self._forget(device, outcome.over)
+        if outcome.superseded:
+            self._blobs.discard(outcome.superseded)
 
     def _finish(self, device: str, offer: Offer, transfer: IncomingTransfer, context: RoundContext) -> Outcome:
         """Open a complete update, check it, and count it or refuse it."""
         try:
-            body = self._open(device, offer, transfer, context)
-            header, delta = _check(body, offer, context)
+            merge, terms = context.accept(device, offer)
+            body = self._open(device, offer, transfer, terms)
+            header, delta = _check(body, offer, context, terms)
         except TransferError:
             # The whole is not what was announced, and nobody knows which chunk is wrong: all of it is asked for again.
             again = self._transfers(device, context).begin(offer.plan)
+            self._hold(device, offer, again)
             return Outcome(receipt=Receipt(about=offer.transfer, state="missing", missing=again.missing_ranges()[:256]))
         except UpdateRefusedError as refusal:
             return self._refuse(device, offer, refusal)
@@ -141,23 +176,27 @@ class Inbox:
             norm=delta.norm,
             wire_bytes=offer.size,
             fp32_bytes=4 * delta.parameter_count,
+            start=offer.adapter,
+            merge=merge,
         )
-        counted = self._store.add_update(row, accepted=int(time.time()))
-        self._forget(device, offer.transfer, transfer)
-        if not counted:
+        fate, superseded = self._store.add_update(row, accepted=int(time.time()))
+        if fate == "already-counted":
             return self._refuse(device, offer, _second(device, offer.round))
-        return Outcome(receipt=Receipt(about=offer.transfer, state="done"), counted=row)
+        if fate == "superseded":
+            self._blobs.discard(row.update_id)
+            return self._refuse(device, offer, _older(device, offer.round, merge))
+        done = Receipt(about=offer.transfer, state="done")
+        return Outcome(receipt=done, counted=row, superseded=superseded, over=offer.transfer)
 
-    def _open(self, device: str, offer: Offer, transfer: IncomingTransfer, context: RoundContext) -> bytes:
-        assert context.seal_key is not None
+    def _open(self, device: str, offer: Offer, transfer: IncomingTransfer, terms: RoundTerms) -> bytes:
         info = update_info(self._community, device, offer.transfer, offer.round, offer.adapter)
-        key = context.seal_key.unseal(offer.sealed_key, info)
+        key = terms.seal_key.unseal(offer.sealed_key, info)
         whole = transfer.assemble()
         size = offer.chunk_bytes
         return open_stream((whole[start : start + size] for start in range(0, len(whole), size)), key, len(whole))
 
     def _refuse(self, device: str, offer: Offer, refusal: UpdateRefusedError) -> Outcome:
-        """Make a refusal durable and forget what came."""
+        """Remember a refusal."""
         self._store.add_refusal(
             number=offer.round,
             device=device,
@@ -165,9 +204,11 @@ class Inbox:
             reason=refusal.reason,
             message=refusal.message,
         )
-        self._forget(device, offer.transfer, None)
         return Outcome(
-            receipt=_refused(offer.transfer, refusal.reason, refusal.message, refusal.advice), refused=refusal
+            receipt=_refused(offer.transfer, refusal.reason, refusal.message, refusal.advice),
+            refused=refusal,
+            over=offer.transfer,
+            round=offer.round,
         )
 
     def _settled(self, device: str, transfer: bytes) -> Receipt | None:
@@ -181,30 +222,63 @@ class Inbox:
         return _refused(transfer, reason, message, "It was refused before, and stays so.")
 
     def _require_first(self, device: str, number: int) -> None:
-        if any(row.device == device for row in self._store.updates(number)):
+        if self._store.counts_already(device, number):
             raise _second(device, number)
 
     def _transfers(self, device: str, context: RoundContext) -> TransferStore:
         largest = largest_update(context.community)
-        return TransferStore(self._directory / device, max_bytes=largest, max_total_bytes=MAX_OPEN_TRANSFERS * largest)
+        return TransferStore(
+            self._directory / device, max_bytes=largest, max_total_bytes=MAX_OPEN_TRANSFERS * largest, durable=False
+        )
+
+    def _under_way(self, device: str, transfer: bytes, context: RoundContext) -> tuple[Offer, IncomingTransfer]:
+        """Give a transfer that was offered, also before a restart.
+
+        Raises:
+            TransferError: it was not.
+        """
+        found = self._at_hand.get((device, transfer))
+        if found is None:
+            try:
+                offer = Offer.decode(self._offer_path(device, transfer).read_bytes())
+            except (FileNotFoundError, ProtocolError) as cause:
+                raise TransferError(
+                    "a chunk came of a transfer that was not offered", advice="It was dropped."
+                ) from cause
+            found = (offer, self._transfers(device, context).begin(offer.plan))
+            self._hold(device, *found)
+        return found
+
+    def _hold(self, device: str, offer: Offer, transfer: IncomingTransfer) -> None:
+        """Have a transfer at hand for its next chunk."""
+        self._at_hand[device, offer.transfer] = (offer, transfer)
+        self._at_hand.move_to_end((device, offer.transfer))
+        while len(self._at_hand) > TRANSFERS_AT_HAND:
+            self._at_hand.popitem(last=False)
+
+    def _keep_offer(self, device: str, offer: Offer) -> None:
+        """Write an offer beside its chunks, whole or not at all; a power cut may take it, as it may take the chunks."""
+        path = self._offer_path(device, offer.transfer)
+        with explained_disk(path):
+            path.with_suffix(".new").write_bytes(offer.encode())
+            path.with_suffix(".new").replace(path)
 
     def _forget_others(self, device: str, room: TransferStore, *, keep: bytes) -> None:
         """Keep a device to its newest few unfinished transfers."""
         others = [transfer for transfer in room.stored() if transfer.plan.id != keep]
         others.sort(key=lambda transfer: _age(self._offer_path(device, transfer.plan.id)))
         for transfer in others[: max(0, len(others) - MAX_OPEN_TRANSFERS + 2)]:
-            self._forget(device, transfer.plan.id, transfer)
+            self._forget(device, transfer.plan.id)
 
-    def _forget(self, device: str, transfer: bytes, incoming: IncomingTransfer | None) -> None:
-        if incoming is not None:
-            incoming.discard()
-        else:
-            shutil.rmtree(self._directory / device / transfer.hex(), ignore_errors=True)
+    def _forget(self, device: str, transfer: bytes) -> None:
+        self._at_hand.pop((device, transfer), None)
+        shutil.rmtree(self._directory / device / transfer.hex(), ignore_errors=True)
         self._offer_path(device, transfer).unlink(missing_ok=True)
 
     def _offer_path(self, device: str, transfer: bytes) -> Path:
         directory = self._directory / device
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with explained_disk(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory / f"{transfer.hex()}.offer"
 
 
@@ -222,25 +296,18 @@ def largest_update(community: Adapter) -> int:
     return plain + 16 * (2 + plain // (64 * 1024))
 
 
-def _require_round(context: RoundContext | None, offer: Offer) -> RoundContext:
-    """Refuse an update that is not for the round that is open, or did not start from its release."""
-    if context is None or context.state.phase != "open" or context.state.number != offer.round:
-        now = "no round" if context is None else f"round {context.state.number} ({context.state.phase})"
-        raise UpdateRefusedError(
-            f"round {offer.round} takes no updates: the hub is at {now}",
-            advice="Train for the round that is announced.",
-            reason="round-closed",
-        )
-    if offer.adapter != context.start_sha256:
-        raise UpdateRefusedError(
-            f"the update started from {offer.adapter[:10]}, the round starts from {context.start_sha256[:10]}",
-            advice="Fetch the current release and train from it.",
-            reason="wrong-start",
-        )
+def _require(context: RoundContext | None) -> RoundContext:
+    """Refuse whatever comes before the first round.
+
+    Raises:
+        TransferError: there is no round yet.
+    """
+    if context is None:
+        raise TransferError("the hub has not begun its first round", advice="It was dropped; offer it again.")
     return context
 
 
-def _check(body: bytes, offer: Offer, context: RoundContext) -> tuple[UpdateHeader, Delta]:
+def _check(body: bytes, offer: Offer, context: RoundContext, terms: RoundTerms) -> tuple[UpdateHeader, Delta]:
     """Hold an opened update against the charter and its own offer.
 
     Raises:
@@ -251,11 +318,17 @@ def _check(body: bytes, offer: Offer, context: RoundContext) -> tuple[UpdateHead
         body, expected=context.community.shapes, max_rank=context.community.rank, max_bytes=len(body)
     )
     said = (header.round, header.start_release, header.base_sha256)
-    if said != (offer.round, context.start_sha256, charter.base_sha256):
+    if said != (offer.round, offer.adapter, charter.base_sha256):
         raise UpdateRefusedError(
             "the update is for another round, release or base than its offer said",
             advice="Update Bramble on the device.",
             reason="wrong-header",
+        )
+    if delta.factors != terms.factors:
+        raise UpdateRefusedError(
+            f"the update changes {delta.factors} of the factors, round {offer.round} trains {terms.factors}",
+            advice="Update Bramble on the device.",
+            reason="factors",
         )
     if abs(header.alpha / header.rank - context.community.scaling) > 1e-6:
         raise UpdateRefusedError(
@@ -277,6 +350,14 @@ def _second(device: str, number: int) -> UpdateRefusedError:
         f"device {device[:10]} has an update in round {number} already",
         advice="One update a device a round counts.",
         reason="already-counted",
+    )
+
+
+def _older(device: str, number: int, merge: int) -> UpdateRefusedError:
+    return UpdateRefusedError(
+        f"device {device[:10]} has a newer update than that of round {number} in the merge of round {merge}",
+        advice="Of a device's updates in one merge the newest counts.",
+        reason="superseded",
     )
 
 

@@ -1,4 +1,4 @@
-"""From a round's updates to a candidate: read one at a time, in order of device, folded, and kept.
+"""From what waits for a round's merge to a candidate: read one at a time, in order of device, folded, and kept.
 
 It may be killed and repeated at any point: the same updates give the same bytes, and nothing is changed before the last
 transaction.
@@ -7,8 +7,10 @@ transaction.
 from __future__ import annotations
 
 import secrets
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from agent.crypto.sealing import KEY_BYTES
 from agent.errors import MergeError
@@ -16,10 +18,11 @@ from agent.events import Value
 from agent.federation.messages import Manifest
 from agent.governance.charter import Charter
 from agent.hub.merge.packed import PackedUpdate
-from agent.hub.merge.rule import Contribution, load_rule, merge
+from agent.hub.merge.rule import Contribution, MergeReport, load_rule, merge
+from agent.hub.placing import Line, staleness
 from agent.hub.rounds import RoundState, after_merge
 from agent.hub.store import HubStore, ReleaseRow, UpdateRow
-from agent.hub.weights import capped_weights
+from agent.hub.weights import merge_weights
 from agent.llm.adapter import Adapter, from_bytes
 from agent.paths import BlobStore
 from agent.update.delta import Delta
@@ -35,32 +38,46 @@ class MergeOutcome:
 
 
 def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: float) -> MergeOutcome:
-    """Merge the updates of a round into a candidate and begin its trial.
+    """Merge what waits for a round's merge into a candidate and begin its trial.
 
     Raises:
         MergeError: there is no update, or an update that was kept cannot be read any more.
+        RoundMovedError: an operator went back to another release meanwhile; nothing was changed.
     """
-    config = store.config
-    release = store.releases()[-1]
+    started = time.monotonic()
+    config, line = store.config, store.line()
+    rules = config.charter.rounds
+    release = store.current()
     community = from_bytes(blobs.get(release.manifest.sha256))
-    rows = store.updates(state.number)
+    rows = store.updates_in(state.number, "waiting")
     if not rows:
         raise MergeError(f"round {state.number} has no update to merge", advice="Wait for devices to send some.")
-    weights = capped_weights([row.tokens for row in rows])
+    weights = merge_weights(
+        [row.tokens for row in rows], [staleness(line, row.start) for row in rows], power=rules.staleness_power
+    )
+    starts = lru_cache(maxsize=rules.max_staleness + 1)(lambda sha256: from_bytes(blobs.get(sha256)))
     readers = {
-        row.device: partial(_read, blobs, row, weight, community=community, charter=config.charter)
+        row.device: partial(
+            _read,
+            blobs,
+            row,
+            weight,
+            community=community,
+            charter=config.charter,
+            start=partial(starts, row.start) if row.start != release.manifest.sha256 else None,
+        )
         for row, weight in zip(rows, weights, strict=True)
     }
     merged = merge(
         load_rule(config.charter.merge_rule),
         community,
         readers,
-        store.fact("carry") or b"",
+        blobs.get(release.carry) if release.carry else b"",
         outer=config.charter.outer,
     )
     data = merged.adapter.to_bytes()
     manifest = Manifest(
-        number=release.manifest.number + 1,
+        number=store.next_release_number(),
         sha256=blobs.put(data),
         parent=release.manifest.sha256,
         size=len(data),
@@ -71,26 +88,19 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         content_key=secrets.token_bytes(KEY_BYTES),
         state="candidate",
         updates=tuple(row.update_id for row in rows),
+        carry=blobs.put(merged.carry) if merged.carry else "",
     )
     report: dict[str, Value] = {
         "rule": config.charter.merge_rule,
-        "updates": [
-            {
-                "device": row.device,
-                "update": row.update_id,
-                "weight": share,
-                "norm": row.norm,
-                "cosine": cosine,
-                "tokens": row.tokens,
-            }
-            for row, share, cosine in zip(rows, merged.report.weights, merged.report.cosines, strict=True)
-        ],
+        "updates": _found(rows, line, merged.report),
         "released_energy": merged.report.released_energy,
         "carried_energy": merged.report.carried_energy,
         "discarded_energy": merged.report.discarded_energy,
+        "seconds": round(time.monotonic() - started, 3),
     }
-    after = after_merge(state, config.charter.rounds, now)
-    store.save_candidate(candidate, after, report=report, carry=merged.carry)
+    after = after_merge(state, rules, now)
+    oldest = state.number + 1 - rules.max_staleness
+    store.save_candidate(state, after, candidate, report=report, oldest=oldest)
     return MergeOutcome(release=candidate, report=report)
 
 
@@ -109,7 +119,33 @@ def read_update(data: bytes, *, community: Adapter, max_rank: int) -> Delta | Pa
     return delta
 
 
-def _read(blobs: BlobStore, row: UpdateRow, weight: float, *, community: Adapter, charter: Charter) -> Contribution:
-    """Read a counted update back from the disk."""
+def _found(rows: Sequence[UpdateRow], line: Line, report: MergeReport) -> list[Value]:
+    """Say of each update what the merge made of it, in order of device."""
+    return [
+        {
+            "device": row.device,
+            "update": row.update_id,
+            "round": row.round,
+            "staleness": staleness(line, row.start),
+            "weight": weight,
+            "norm": row.norm,
+            "change_norm": change,
+            "cosine": cosine,
+            "tokens": row.tokens,
+        }
+        for row, weight, change, cosine in zip(rows, report.weights, report.norms, report.cosines, strict=True)
+    ]
+
+
+def _read(
+    blobs: BlobStore,
+    row: UpdateRow,
+    weight: float,
+    *,
+    community: Adapter,
+    charter: Charter,
+    start: partial[Adapter] | None,
+) -> Contribution:
+    """Read a counted update back from the disk, with the older release that it started from, if it did."""
     update = read_update(blobs.get(row.update_id), community=community, max_rank=charter.rank)
-    return Contribution(delta=update, weight=weight)
+    return Contribution(delta=update, weight=weight, start=start() if start is not None else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from agent.crypto.identity import Identity
 from agent.crypto.passwords import derive_password
@@ -32,8 +33,14 @@ def build_hub(store: HubStore, identity: Identity, *, broker: str, events: Event
     return Hub(store=store, identity=identity, link=link, events=events)
 
 
-def run_hub_process(home: Home, *, events: Events, with_parent: bool = False) -> None:
+def run_hub_process(home: Home, *, events: Events, metrics: str | None = None, with_parent: bool = False) -> None:
     """Run the hub in ``home`` until SIGINT or SIGTERM, or ``with_parent`` until standard input ends.
+
+    Args:
+        home: the hub's state directory.
+        events: where to tell what happens.
+        metrics: ``HOST:PORT`` at which to serve metrics for Prometheus; None for nowhere.
+        with_parent: end with whoever started this process.
 
     Raises:
         AlreadyRunningError: it runs already.
@@ -41,13 +48,23 @@ def run_hub_process(home: Home, *, events: Events, with_parent: bool = False) ->
     """
     with open_store(home) as store, exclusive(home):
         identity = Identity.load(home.keys)
-        run_until_signalled(_run(store, identity, events), with_parent=with_parent)
+        run_until_signalled(_run(store, identity, events, metrics), with_parent=with_parent)
 
 
-async def _run(store: HubStore, identity: Identity, events: Events) -> None:
+async def _run(store: HubStore, identity: Identity, events: Events, metrics: str | None) -> None:
     config = store.config
+
+    async def run(broker: str) -> None:
+        hub = build_hub(store, identity, broker=broker, events=events)
+        with contextlib.ExitStack() as stack:
+            if metrics is not None:
+                from agent.hub.metrics import serve_metrics  # noqa: PLC0415 (a web server, for who wants one)
+
+                stack.enter_context(serve_metrics(metrics, hub, store, events))
+            await hub.run()
+
     if not config.embedded:
-        await build_hub(store, identity, broker=config.broker, events=events).run()
+        await run(config.broker)
         return
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as tasks:
@@ -57,4 +74,4 @@ async def _run(store: HubStore, identity: Identity, events: Events) -> None:
         url = await ready
         if url != config.broker:
             store.save_config(config.model_copy(update={"broker": url}))
-        await build_hub(store, identity, broker=url, events=events).run()
+        await run(url)

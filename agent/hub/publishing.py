@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity, PublicIdentity
@@ -25,6 +26,8 @@ from agent.federation.messages import (
 )
 from agent.federation.sealing import adapter_info, adapter_transfer_id, make_offer
 from agent.hub.downloads import Downloads
+from agent.hub.merge.rule import load_rule
+from agent.hub.rounds import TAKING, RoundState
 from agent.hub.store import HubStore, ReleaseRow
 from agent.paths import BlobStore
 from agent.transport.link import Link
@@ -32,6 +35,9 @@ from agent.transport.topics import Topics
 
 MAX_WAITING = 4096
 """Adapter requests that wait to be served; more are dropped, and their devices ask again."""
+
+MAX_FORGOTTEN = 16
+"""Starts of the hub that its announcements tell of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +69,38 @@ class Publisher:
         self._wishes: asyncio.Queue[Request] = asyncio.Queue(MAX_WAITING)
         self._wished: set[tuple[str, str]] = set()
         self._announcing = asyncio.Lock()  # so that the retained announcement is the newest one
+        self.sent_bytes = 0
+        self._rule = load_rule(self._config.charter.merge_rule)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests for adapters wait to be served."""
+        return self._wishes.qsize()
+
+    def started(self) -> None:
+        """Remember between which announcements this hub was not there, before it makes its first.
+
+        Sequences never fall below the clock. So where the database is an older one, from a backup, what was announced
+        since lies in this gap, and devices that heard it know that the hub does not remember it.
+        """
+        with self._store.transaction():
+            last = int.from_bytes(self._store.fact("sequence") or b"", "big")
+            known = self._store.gaps()
+            first = self._store.next_number("sequence")
+            self._store.save_gaps([*known, (last, first)][-MAX_FORGOTTEN:])
 
     def envelope(self, kind: str, body: bytes) -> bytes:
         """Sign a body as the hub."""
-        return sign(
+        signed = sign(
             self._identity,
             kind=kind,
             community=self._community,
-            counter=self._store.next_number("counter"),
+            counter=self._store.next_counter(),
             time=int(time.time() * 1000),
             body=body,
         )
+        self.sent_bytes += len(signed)
+        return signed
 
     async def to_device(self, device: str, kind: str, body: Body) -> None:
         """Say something to one device."""
@@ -99,17 +126,23 @@ class Publisher:
         state = self._store.round_state()
         if state is None:
             return None
-        release = self._store.releases()[-1]
-        candidate = self._store.candidate(state.number) if state.phase == "trial" else None
-        seed = self._store.seal_seed(state.number) if state.phase == "open" else b""
+        phase = phase_for_devices(state)
+        number = state.number if phase == "open" else state.number + 1
+        keys = {key.round: key.seal_seed for key in self._store.round_keys()}
+        seed = keys.get(number, b"") if phase != "closed" else b""
+        candidate = self._store.candidate(state.number) if phase == "trial" else None
         return Announcement(
             sequence=self._store.next_number("sequence"),
             round=state.number,
-            phase=state.phase,
-            deadline=int(state.deadline * 1000),
-            release=release.manifest,
+            phase=phase,
+            deadline=max(0, int(state.deadline * 1000)),
+            release=self._store.current().manifest,
             candidate=candidate.manifest if candidate else None,
             seal_key=SealKey.from_seed(seed).public if seed else b"",
+            factors=self._rule.factors(number),
+            draw=state.draw if phase == "open" else None,
+            withdrawn=self._store.withdrawn_ranges(),
+            forgotten=self._store.gaps(),
         )
 
     def wish(self, request: Request) -> bool:
@@ -128,7 +161,7 @@ class Publisher:
             self._wished.discard((request.device, request.want.adapter))
             release = self._store.release(request.want.adapter)
             receiver = device_key.get(request.device)
-            if release is not None and receiver is not None:
+            if release is not None and release.served and receiver is not None:
                 await self._send(release, receiver, request.want)
 
     async def _send(self, release: ReleaseRow, receiver: PublicIdentity, want: Want) -> None:
@@ -151,6 +184,13 @@ class Publisher:
             await self.to_device(device, "offer", offer)
         for index in _indices(missing, len(download.chunks)):
             await self.to_device(device, "chunk", Chunk(transfer=transfer, index=index, data=download.chunks[index]))
+
+
+def phase_for_devices(state: RoundState) -> Literal["open", "merging", "trial", "closed"]:
+    """Give what a phase means to devices: a round that is over is about to be followed by the next."""
+    if state.phase in TAKING:
+        return "open"
+    return state.phase if state.phase in {"trial", "closed"} else "merging"
 
 
 def _indices(missing: tuple[Range, ...], count: int) -> Iterable[int]:

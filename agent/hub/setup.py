@@ -16,11 +16,11 @@ from agent.federation.invite import Invite
 from agent.federation.making import make_keys, whole_database
 from agent.federation.messages import Manifest
 from agent.governance.charter import Charter
-from agent.hub.store import HubConfig, HubStore, ReleaseRow, create_store, open_store
+from agent.hub.store import HubConfig, ReleaseRow, create_store, open_store
 from agent.llm.gguf_file import linear_names, open_gguf, sha256_file, target_shapes
 from agent.paths import BlobStore, Home
 from agent.transport.access import join_user
-from agent.transport.address import BrokerAddress, without_credentials
+from agent.transport.address import BrokerAddress
 from agent.update.start import initial_adapter
 
 
@@ -32,6 +32,7 @@ class HubPlan:
         broker: URL of a broker of your own; none for the embedded one.
         device_broker: URL of the same broker as devices reach it, with an account for them; none for ``broker``.
         last_round: close the community after it; none for never.
+        keep_releases: how many of the newest releases can be gone back to.
     """
 
     name: str
@@ -42,6 +43,7 @@ class HubPlan:
     device_broker: str | None = None
     allow_plaintext: bool = False
     heartbeat_seconds: float = 60.0
+    keep_releases: int = 10
 
 
 def describe_base(path: Path) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
         broker_secret=secrets.token_hex(32),
         base_path=str(plan.base.resolve()),
         last_round=plan.last_round,
+        keep_releases=plan.keep_releases,
         charter=plan.charter,
     )
     data = first.to_bytes()
@@ -145,34 +148,3 @@ def make_invite(home: Home, *, uses: int, expires_seconds: float) -> Invite:
         broker_password=derive_password(bytes.fromhex(config.broker_secret), user) if config.embedded else "",
         expires=expires,
     )
-
-
-def hub_status(store: HubStore) -> dict[str, object]:
-    """Everything about the rounds, for `bramble hub status`."""
-    config, state = store.config, store.round_state()
-    return {
-        "name": config.name,
-        "community": config.community,
-        "broker": without_credentials(config.broker),
-        "round": state.number if state else 0,
-        "phase": state.phase if state else "not started",
-        "devices": [{"device": row.device, "nickname": row.nickname, "joined": row.joined} for row in store.devices()],
-        "releases": [
-            {"number": row.manifest.number, "sha256": row.manifest.sha256, "round": row.manifest.round}
-            for row in store.releases()
-        ],
-        "rounds": store.round_rows(),
-        "updates": [
-            {
-                "update": row.update_id,
-                "round": row.round,
-                "device": row.device,
-                "tokens": row.tokens,
-                "norm": row.norm,
-                "wire_bytes": row.wire_bytes,
-                "fp32_bytes": row.fp32_bytes,
-            }
-            for row in store.updates()
-        ],
-        "refusals": store.refusals(),
-    }

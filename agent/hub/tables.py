@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Float,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -15,7 +16,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Raised with every change of a table; `agent/hub/migrations.py` brings older databases up."""
 
 metadata = MetaData()
 
@@ -53,10 +55,13 @@ rounds = Table(
     metadata,
     Column("round", Integer, primary_key=True),
     Column("start_release", Integer, nullable=False),
-    Column("seal_seed", LargeBinary, nullable=False, comment="empty once the round is merged: forward secrecy"),
-    Column("outcome", String(16), nullable=False, comment="running, promoted or rejected"),
+    Column("seal_seed", LargeBinary, nullable=False, comment="empty once no update for it can count: forward secrecy"),
+    Column("outcome", String(16), nullable=False, comment="waiting, running, promoted, rejected or rolled-back"),
     Column("reason", Text, nullable=False),
     Column("report", Text, nullable=False, comment="JSON: what the merge and the gate found"),
+    Column("draw", BigInteger, nullable=True, comment="devices whose lot is below it take part; null for everybody"),
+    Column("opened", BigInteger, nullable=False, server_default="0", comment="Unix time, seconds"),
+    Column("ended", BigInteger, nullable=False, server_default="0", comment="Unix time, seconds; 0 while it runs"),
 )
 
 updates = Table(
@@ -71,8 +76,13 @@ updates = Table(
     Column("wire_bytes", BigInteger, nullable=False, comment="sealed bytes that travelled"),
     Column("fp32_bytes", BigInteger, nullable=False, comment="what it would be as plain float32"),
     Column("accepted", BigInteger, nullable=False),
+    Column("start", String(64), nullable=False, server_default="", comment="hex SHA-256 of its start"),
+    Column("merge", Integer, nullable=False, server_default="0", comment="the round in whose merge it counts"),
+    Column("state", String(16), nullable=False, server_default="merged", comment="see agent/hub/round_book.py"),
     UniqueConstraint("round", "device", name="one_update_a_device_a_round"),
 )
+Index("updates_of_a_merge", updates.c.merge, updates.c.state)
+Index("updates_by_transfer", updates.c.transfer)
 
 refusals = Table(
     "refusals",
@@ -85,6 +95,8 @@ refusals = Table(
     Column("message", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
 )
+Index("refusals_by_transfer", refusals.c.transfer)
+Index("refusals_of_a_round", refusals.c.round)
 
 verdicts = Table(
     "verdicts",
@@ -106,7 +118,19 @@ releases = Table(
     Column("parent", String(64), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("content_key", LargeBinary, nullable=False, comment="key of its sealed chunks"),
-    Column("state", String(16), nullable=False, comment="candidate, promoted or rejected"),
+    Column("state", String(16), nullable=False, comment="candidate, promoted, rejected or withdrawn"),
     Column("created", BigInteger, nullable=False),
     Column("updates", Text, nullable=False, comment="JSON list of the update ids in it"),
+    Column("carry", String(64), nullable=False, server_default="", comment="hex SHA-256 of what its merge left over"),
+    Column("kept", Integer, nullable=False, server_default="1", comment="0 once its adapter was removed"),
+)
+
+acts = Table(
+    "acts",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False, comment="Unix time, seconds"),
+    Column("act", String(32), nullable=False, comment="what an operator did by hand, such as rollback"),
+    Column("operator", String(64), nullable=False, comment="the operator's account on the hub's machine"),
+    Column("details", Text, nullable=False, comment="JSON"),
 )

@@ -103,9 +103,10 @@ class TransferPlan:
 class IncomingTransfer:
     """A transfer on its way in. Made by ``TransferStore``."""
 
-    def __init__(self, *, directory: Path, plan: TransferPlan, have: set[int]) -> None:
+    def __init__(self, *, directory: Path, plan: TransferPlan, have: set[int], durable: bool = True) -> None:
         self._directory = directory
         self._have = have
+        self._durable = durable
         self.plan = plan
 
     @property
@@ -114,7 +115,7 @@ class IncomingTransfer:
         return len(self._have) == self.plan.chunk_count
 
     def add(self, index: int, data: bytes) -> bool:
-        """Keep one chunk; it is on disk when this returns. False if it was here already.
+        """Keep one chunk; where the store is durable, it outlasts a power cut. False if it was here already.
 
         Raises:
             TransferError: no such chunk, or not as long as announced. Nothing was written.
@@ -131,7 +132,7 @@ class IncomingTransfer:
             )
         if index in self._have:
             return False
-        _write(self._directory / str(index), data)
+        _write(self._directory / str(index), data, durable=self._durable)
         self._have.add(index)
         return True
 
@@ -184,10 +185,13 @@ class TransferStore:
         directory: made when first needed.
         max_bytes: how large one transfer may be.
         max_total_bytes: how large all of them may be together, by what they announced.
+        durable: whether a chunk that was taken outlasts a power cut. It need not where its sender keeps it until the
+            whole has arrived and was checked; a process that is killed loses nothing either way.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int, max_total_bytes: int) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int, max_total_bytes: int, durable: bool = True) -> None:
         self._directory = directory
+        self._durable = durable
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
 
@@ -218,8 +222,8 @@ class TransferStore:
             )
         with _disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / _PLAN, plan.encode())
-        return IncomingTransfer(directory=directory, plan=plan, have=set())
+        _write(directory / _PLAN, plan.encode(), durable=self._durable)
+        return IncomingTransfer(directory=directory, plan=plan, have=set(), durable=self._durable)
 
     def stored(self) -> list[IncomingTransfer]:
         """Give every transfer that is here, as after a restart. Remains that cannot be used are removed."""
@@ -249,24 +253,25 @@ class TransferStore:
             and int(file.name) < plan.chunk_count
             and file.stat().st_size == plan.chunk_size(int(file.name))
         }
-        return IncomingTransfer(directory=directory, plan=plan, have=have)
+        return IncomingTransfer(directory=directory, plan=plan, have=have, durable=self._durable)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, and stays after a power cut."""
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    """Write a file that is there whole or not at all, and, where it is to be durable, stays after a power cut."""
     temporary = path.with_name(f".{path.name}")
     with _disk_errors(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        if os.name == "posix":
+        if durable and os.name == "posix":
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

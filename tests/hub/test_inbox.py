@@ -13,6 +13,7 @@ from agent.errors import MalformedMessageError, ProtocolError, TransferError
 from agent.federation.messages import Chunk, Offer
 from agent.federation.sealing import Parcel, wrap_update
 from agent.hub.inbox import MAX_OPEN_TRANSFERS, Inbox, RoundContext, largest_update
+from agent.hub.placing import RoundTerms, Situation
 from agent.hub.rounds import RoundState
 from agent.hub.store import HubStore, open_store
 from agent.llm.adapter import from_bytes
@@ -35,13 +36,22 @@ class Desk:
         self.community = bytes.fromhex(self.config.community)
         self.blobs = BlobStore(store.home.blobs)
         release = store.releases()[-1].manifest
-        self.context = RoundContext(
-            state=RoundState(number=1, phase="open", deadline=0.0),
-            community=from_bytes(self.blobs.get(release.sha256)),
-            start_sha256=release.sha256,
-            seal_key=SealKey.generate(),
-            charter=self.config.charter,
+        self.start = release.sha256
+        self.seal_key = SealKey.generate()
+        self.context = self.at(RoundState(number=1, phase="open", deadline=0.0))
+
+    def at(self, state: RoundState, **rules: int) -> RoundContext:
+        """Give what updates are held against in this state, where round 1 was begun and its key is not forgotten."""
+        charter = self.config.charter
+        now = Situation(
+            state=state,
+            rules=charter.rounds.model_copy(update=rules),
+            line=self.store.line(),
+            terms={1: RoundTerms(start=self.start, seal_key=self.seal_key)},
+            last_round=None,
+            community=self.config.community,
         )
+        return RoundContext(now=now, community=from_bytes(self.blobs.get(self.start)), charter=charter)
 
     def inbox(self) -> Inbox:
         return Inbox(store=self.store, blobs=self.blobs, directory=self.store.home.inbox, community=self.community)
@@ -51,7 +61,7 @@ class Desk:
         header = UpdateHeader(
             round=1,
             base_sha256=self.config.charter.base_sha256,
-            start_release=self.context.start_sha256,
+            start_release=self.start,
             rank=start.rank,
             alpha=start.alpha,
             tokens=10,
@@ -59,14 +69,13 @@ class Desk:
             seed=seed,
         )
         body = encode_update(header, random_delta(shapes=start.shapes, rank=start.rank, seed=seed), "none")
-        assert self.context.seal_key is not None
         return wrap_update(
             body,
-            seal_key=self.context.seal_key.public,
+            seal_key=self.seal_key.public,
             community=self.community,
             device=device,
             round_number=1,
-            start_sha256=self.context.start_sha256,
+            start_sha256=self.start,
         )
 
     def chunk(self, parcel: Parcel, index: int) -> Chunk:
@@ -93,6 +102,7 @@ def test_update_is_counted_when_its_last_chunk_is_here_and_leaves_nothing_behind
     assert outcome.counted is not None
     assert desk.blobs.has(outcome.counted.update_id)
     assert [row.device for row in desk.store.updates(1)] == [DEVICE]
+    inbox.tidy(DEVICE, outcome)
     assert list((desk.store.home.inbox / DEVICE).iterdir()) == []
 
 
@@ -123,18 +133,13 @@ def test_update_offered_again_after_it_was_counted_gets_the_same_receipt(desk: D
 
 def test_refused_update_stays_refused_with_its_reason(desk: Desk) -> None:
     parcel = desk.parcel()
-    closed = RoundContext(
-        **{
-            **{name: getattr(desk.context, name) for name in RoundContext.__dataclass_fields__},
-            "state": RoundState(number=2, phase="open", deadline=0.0),
-        }
-    )
-    first = desk.inbox().offered(DEVICE, parcel.offer, closed)
+    later = desk.at(RoundState(number=2, phase="open", deadline=0.0), max_staleness=0)
+    first = desk.inbox().offered(DEVICE, parcel.offer, later)
     assert first.refused is not None
-    assert first.refused.reason == "round-closed"
+    assert first.refused.reason == "too-late"
     again = desk.inbox().offered(DEVICE, parcel.offer, desk.context).receipt
     assert again is not None
-    assert (again.state, again.reason) == ("refused", "round-closed")
+    assert (again.state, again.reason) == ("refused", "too-late")
 
 
 def test_update_sealed_by_one_device_and_sent_by_another_is_refused(desk: Desk) -> None:
@@ -149,9 +154,11 @@ def test_update_sealed_by_one_device_and_sent_by_another_is_refused(desk: Desk) 
 def test_update_that_is_too_large_is_refused_before_it_travels(desk: Desk) -> None:
     offer = desk.parcel().offer
     size = largest_update(desk.context.community) + 1
-    outcome = desk.inbox().offered(DEVICE, offer.model_copy(update={"size": size}), desk.context)
+    inbox = desk.inbox()
+    outcome = inbox.offered(DEVICE, offer.model_copy(update={"size": size}), desk.context)
     assert outcome.refused is not None
     assert outcome.refused.reason == "oversized"
+    inbox.tidy(DEVICE, outcome)
     assert not list(desk.store.home.inbox.rglob("*.offer"))
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from agent.data.sources import survey
 from agent.demo.text import _pieces
 from agent.federation.invite import Invite
-from agent.hub.setup import hub_status, make_invite
+from agent.hub.reporting import hub_status
+from agent.hub.setup import make_invite
 from agent.hub.store import HubConfig, open_store
 from agent.paths import Home
 from agent.service import add_source, create_device, device_status

@@ -1,0 +1,341 @@
+"""What the hub hears: each message checked, handled, and answered, many of them in one transaction.
+
+All messages that wait are handled together. What they change is committed once; then they are acknowledged, and only
+then are the answers sent and is anything said of it. So a message is let go of when its outcome is on the disk, an
+answer never speaks of something that a power cut can undo, and one write to the disk serves as many messages as came
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from agent.crypto.envelope import Unverified, parse, verify
+from agent.crypto.identity import Identity, PublicIdentity
+from agent.crypto.replay import ReplayWindow
+from agent.crypto.sealing import SealKey, seal
+from agent.errors import (
+    BrambleError,
+    MalformedMessageError,
+    ProtocolError,
+    ReplayedMessageError,
+    UnknownSenderError,
+    WrongCommunityError,
+)
+from agent.events import Events, Value
+from agent.federation.messages import Chunk, Offer, Receipt, Verdict, Want
+from agent.federation.sealing import joined_info
+from agent.hub.admission import consider
+from agent.hub.gate import Judgement
+from agent.hub.inbox import Inbox, Outcome, RoundContext
+from agent.hub.merge.rule import load_rule
+from agent.hub.placing import RoundTerms, Situation
+from agent.hub.publishing import Publisher, Request
+from agent.hub.store import HubStore
+from agent.llm.adapter import from_bytes
+from agent.paths import BlobStore
+from agent.transport.link import Link, Message
+from agent.transport.topics import ParsedTopic
+
+MAX_BATCH = 64
+"""Messages that are handled in one transaction at most, so that none waits long for its answer."""
+
+MAX_QUEUED = 256
+"""Messages that wait in memory to be handled; the broker keeps what is more."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is to happen once a batch is on the disk."""
+
+    said: list[tuple[str, str, dict[str, Value]]] = field(default_factory=list)
+    answers: list[tuple[str, str, bytes]] = field(default_factory=list)
+    tidied: list[Callable[[], None]] = field(default_factory=list)
+    windows: dict[str, ReplayWindow] = field(default_factory=dict)
+    counted: bool = False
+    now: RoundContext | None = None
+    """What updates are held against: the same for the whole batch, since nobody else can write meanwhile."""
+
+    def say(self, event: str, text: str, **fields: Value) -> None:
+        """Tell of an event."""
+        self.said.append((event, text, fields))
+
+
+class Reception:
+    """Handles what devices and newcomers say.
+
+    Args:
+        store: the hub's memory.
+        blobs: where adapters and opened updates are.
+        identity: the hub's keys.
+        link: to the broker.
+        publisher: the hub's voice.
+        events: where to tell what happens.
+        clock: Unix time in seconds.
+        moved: called when something came in that may move the round on.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: HubStore,
+        blobs: BlobStore,
+        identity: Identity,
+        link: Link,
+        publisher: Publisher,
+        events: Events,
+        clock: Callable[[], float],
+        moved: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._identity = identity
+        self._link = link
+        self._publisher = publisher
+        self._events = events
+        self._clock = clock
+        self._moved = moved
+        self._config = store.config
+        self._community = bytes.fromhex(self._config.community)
+        self._rule = load_rule(self._config.charter.merge_rule)
+        self._inbox = Inbox(store=store, blobs=blobs, directory=store.home.inbox, community=self._community)
+        self._windows: dict[str, ReplayWindow] = {}
+        self._context: RoundContext | None = None
+        self._queue: asyncio.Queue[Message] = asyncio.Queue(MAX_QUEUED)
+        self.known: dict[str, PublicIdentity] = {}
+        self.received_bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be handled."""
+        return self._queue.qsize()
+
+    def load(self) -> None:
+        """Learn who is enrolled."""
+        for row in self._store.devices():
+            self.known[row.device] = row.public
+            self._windows[row.device] = row.replay
+
+    async def listen(self) -> None:
+        """Handle messages until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._queue_up(), name="hub-queue")
+            async for messages in self._batches():
+                await self._handle_all(messages)
+
+    async def _queue_up(self) -> None:
+        async for message in self._link.messages():
+            await self._queue.put(message)
+
+    async def _batches(self) -> AsyncIterator[list[Message]]:
+        """Give whatever is there, together."""
+        while True:
+            messages = [await self._queue.get()]
+            while len(messages) < MAX_BATCH and not self._queue.empty():
+                messages.append(self._queue.get_nowait())
+            yield messages
+
+    async def _handle_all(self, messages: list[Message]) -> None:
+        batch = Batch()
+        with self._store.transaction():
+            for message in messages:
+                self._handle_one(message, batch)
+            self._store.save_replay(batch.windows)
+        for message in messages:
+            message.ack()
+        for tidy in batch.tidied:
+            tidy()
+        for event, text, fields in batch.said:
+            self._events.say(event, text, **fields)
+        if batch.counted:
+            self._moved()
+        envelopes = [(topic, self._publisher.envelope(kind, body)) for topic, kind, body in batch.answers]
+        await asyncio.gather(*(self._link.publish(topic, envelope) for topic, envelope in envelopes))
+
+    def _handle_one(self, message: Message, batch: Batch) -> None:
+        """Handle one message; one that is refused changes nothing and is said to be."""
+        self.received_bytes += len(message.payload)
+        device: str | None = None
+        try:
+            topic = self._publisher.topics.parse(message.topic)
+            device = topic.device
+            with self._store.attempt():
+                self._handle(message, topic, batch)
+        except ProtocolError as error:
+            text = f"a message on {message.topic[-80:]} was refused: {error}"
+            batch.say("message-refused", text, code=error.code, topic=message.topic, device=device)
+        except BrambleError:
+            raise  # the disk or the database: the messages stay with the broker until this is mended
+        except Exception as error:  # noqa: BLE001 (no message, whatever is in it, may stop the hub)
+            text = f"a message on {message.topic[-80:]} could not be handled and was dropped: {error!r}"
+            batch.say("message-failed", text, topic=message.topic, device=device)
+
+    def _handle(self, message: Message, topic: ParsedTopic, batch: Batch) -> None:
+        unverified = parse(message.payload)
+        if unverified.community != self._community:
+            raise WrongCommunityError("an envelope of another community came", advice="It was dropped.")
+        if topic.device != unverified.sender:
+            raise UnknownSenderError(
+                f"{unverified.sender[:10]} wrote on the topic of {str(topic.device)[:10]}", advice="It was dropped."
+            )
+        if topic.room == "join" and topic.invite is not None:
+            self._admit(unverified, topic.invite, batch)
+        elif topic.room == "from":
+            self._from_member(unverified, topic, batch)
+
+    def _admit(self, unverified: Unverified, invite: str, batch: Batch) -> None:
+        admission = consider(self._store, self._identity, unverified, invite=invite, now=int(self._clock()))
+        public = admission.public
+        if admission.is_new:
+            self.known[public.id] = public
+            self._windows.setdefault(public.id, ReplayWindow())
+            batch.say(
+                "device-joined",
+                f"device {public.short_id} ({admission.nickname}) joined",
+                device=public.id,
+                nickname=admission.nickname,
+            )
+        elif not admission.reply.accepted:
+            words = f"device {public.short_id} was not let in: {admission.reply.message}"
+            batch.say("join-refused", words, device=public.id)
+        info = joined_info(self._community, bytes.fromhex(invite), public.id)
+        body = seal(public.seal_key, admission.reply.encode(), info)
+        batch.answers.append((self._publisher.topics.joined(invite, public.id), "joined", body))
+
+    def _from_member(self, unverified: Unverified, topic: ParsedTopic, batch: Batch) -> None:
+        device = unverified.sender
+        public, window = self.known.get(device), self._windows.get(device)
+        if public is None or window is None:
+            raise UnknownSenderError(
+                f"{device[:10]} is not a member of this community", advice="It must join with an invite first."
+            )
+        envelope = verify(unverified, public.verify_key)
+        if envelope.kind != topic.kind:
+            raise MalformedMessageError(
+                f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
+            )
+        if window.check(envelope.counter) != "new":
+            raise ReplayedMessageError(
+                f"message {envelope.counter} of {device[:10]} was seen before, or is too old", advice="It was dropped."
+            )
+        self._dispatch(device, envelope.kind, envelope.body, batch)
+        window.accept(envelope.counter)
+        batch.windows[device] = window
+
+    def _dispatch(self, device: str, kind: str, body: bytes, batch: Batch) -> None:
+        if kind == "offer":
+            self._after(device, self._inbox.offered(device, Offer.decode(body), self._now(batch)), batch)
+        elif kind == "chunk":
+            self._after(device, self._inbox.arrived(device, Chunk.decode(body), self._now(batch)), batch)
+        elif kind == "want":
+            self._wanted(device, Want.decode(body), batch)
+        elif kind == "verdict":
+            self._judged(device, Verdict.decode(body), batch)
+        else:
+            raise MalformedMessageError(f"the hub knows no message of kind {kind}", advice="It was dropped.")
+
+    def _now(self, batch: Batch) -> RoundContext | None:
+        """What updates are held against in this batch."""
+        if batch.now is None:
+            batch.now = self.context()
+        return batch.now
+
+    def context(self) -> RoundContext | None:
+        """What updates are held against now; worked out once a phase, and again when a release changes."""
+        state = self._store.round_state()
+        if state is None:
+            return None
+        current = self._store.current().manifest
+        known = None if self._context is None else self._context.now
+        if known is None or known.state != state or known.line.current != current.sha256:
+            line = self._store.line()
+            community = (
+                from_bytes(self._blobs.get(current.sha256)) if self._context is None else self._context.community
+            )
+            starts = {row.manifest.number: row.manifest.sha256 for row in self._store.releases()}
+            terms = {
+                key.round: RoundTerms(
+                    start=starts.get(key.start_release, ""),
+                    seal_key=SealKey.from_seed(key.seal_seed),
+                    draw=key.draw,
+                    factors=self._rule.factors(key.round),
+                )
+                for key in self._store.round_keys()
+            }
+            charter = self._config.charter
+            now = Situation(state, charter.rounds, line, terms, self._config.last_round, self._config.community)
+            self._context = RoundContext(now=now, community=community, charter=charter)
+        return self._context
+
+    def _after(self, device: str, outcome: Outcome, batch: Batch) -> None:
+        """Tell of an update that was counted or refused, and answer the device."""
+        if outcome.counted is not None:
+            row = outcome.counted
+            late = f", late for the merge of round {row.merge}" if row.late else ""
+            batch.counted = True
+            batch.say(
+                "update-accepted",
+                f"round {row.round}: update {row.update_id[:10]} of {device[:10]} counts"
+                f" ({row.tokens:,} tokens, {row.wire_bytes:,} bytes, norm {row.norm:.3g}){late}",
+                round=row.round,
+                device=device,
+                update=row.update_id,
+                merge=row.merge,
+                late=row.late,
+                bytes=row.wire_bytes,
+                norm=row.norm,
+                superseded=outcome.superseded,
+            )
+        if outcome.refused is not None:
+            batch.say(
+                "update-refused",
+                f"round {outcome.round}: an update of {device[:10]} was refused: {outcome.refused}",
+                round=outcome.round,
+                device=device,
+                reason=outcome.refused.reason,
+            )
+        if outcome.receipt is not None:
+            batch.answers.append(self._answer(device, outcome.receipt))
+        batch.tidied.append(partial(self._inbox.tidy, device, outcome))
+
+    def _wanted(self, device: str, want: Want, batch: Batch) -> None:
+        release = self._store.release(want.adapter)
+        if release is None or not release.served:
+            receipt = Receipt(
+                about=bytes.fromhex(want.adapter[:32]),
+                state="refused",
+                reason="no-such-adapter",
+                message="the hub does not have this adapter",
+                advice="Take the newest announcement and ask for what it names.",
+            )
+            batch.answers.append(self._answer(device, receipt))
+            return
+        self._publisher.wish(Request(device=device, want=want))
+
+    def _judged(self, device: str, verdict: Verdict, batch: Batch) -> None:
+        state = self._store.round_state()
+        candidate = self._store.candidate(state.number) if state is not None and state.phase == "trial" else None
+        receipt = Receipt(about=verdict.about, state="done")
+        if candidate is None or candidate.manifest.sha256 != verdict.candidate:
+            receipt = Receipt(about=verdict.about, state="refused", reason="trial-over", message="the trial is over")
+        else:
+            judgement = Judgement(device=device, before=verdict.before, after=verdict.after, targets=verdict.targets)
+            number = candidate.manifest.round
+            if self._store.add_verdict(judgement, candidate=verdict.candidate, number=number):
+                batch.counted = True
+                batch.say(
+                    "verdict",
+                    f"round {number}: {device[:10]} judges the candidate"
+                    f" {verdict.before:.4f} → {verdict.after:.4f} ({judgement.change:+.2%})",
+                    round=number,
+                    device=device,
+                    before=verdict.before,
+                    after=verdict.after,
+                )
+        batch.answers.append(self._answer(device, receipt))
+
+    def _answer(self, device: str, receipt: Receipt) -> tuple[str, str, bytes]:
+        return self._publisher.topics.to(device, "receipt"), "receipt", receipt.encode()

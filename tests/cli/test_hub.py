@@ -1,0 +1,102 @@
+"""`bramble hub status`, `round` and `rollback`, on the database of a hub that does not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from agent.cli.hub import hub
+from agent.errors import SettingsError, StateError
+from tests.hub.desk import Desk, make_desk
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A hub with a promoted round, a rejected one with a late update, and one that collects."""
+    made = make_desk(tmp_path / "hub")
+    a, b, c, d = made.names
+    slow = made.make(c)
+    assert slow is not None
+    assert made.round(a, b) == 1
+    assert made.deliver(slow).state == "done"
+    assert made.round(a, b, after=9.0) == 1
+    made.send(d)
+    assert made.send(d).reason == "already-counted"
+    made.advance()
+    yield made
+    made.close()
+
+
+def said(desk: Desk, *words: str) -> str:
+    done = CliRunner().invoke(hub, [*words, "--home", str(desk.home.root)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def told(desk: Desk, *words: str) -> Any:
+    return json.loads(said(desk, *words, "--json"))
+
+
+def test_status_says_where_the_rounds_are(desk: Desk) -> None:
+    found = told(desk, "status")
+    assert (found["round"], found["phase"], found["release"]) == (3, "collecting", 1)
+    assert found["now"] | {"fresh": 1, "late": 0, "waiting": 1} == found["now"]
+    assert [row["outcome"] for row in found["rounds"]] == ["promoted", "rejected", "running"]
+    text = said(desk, "status")
+    assert "round 3: collecting, 1 updates" in text
+    assert "1 already-counted" in text
+    assert "release   1" in text
+
+
+def test_round_says_who_took_part_and_what_became_of_it(desk: Desk) -> None:
+    found = told(desk, "round", "2")
+    assert (found["outcome"], found["rule"], found["start_release"]) == ("rejected", "stack", 1)
+    late = next(row for row in found["updates"] if row["late"])
+    assert (late["device"], late["round"], late["staleness"]) == (desk.names[2], 1, 1)
+    assert sum(row["weight"] for row in found["updates"]) == pytest.approx(1.0)
+    assert all(row["change_norm"] > 0 and row["wire_bytes"] > 0 for row in found["updates"])
+    assert sum(found["energy"].values()) == pytest.approx(1.0)
+    assert found["gate"] == {"promote": False, "median_change": 3.5, "worst_change": 3.5, "group": 1, "harmed": 2}
+    assert [row["change"] for row in found["verdicts"]] == [3.5, 3.5]
+    first = told(desk, "round", "1")
+    assert [(row["device"], row["merge"]) for row in first["elsewhere"]] == [(desk.names[2], 2)]
+    text = said(desk, "round", "2")
+    assert f"{desk.names[2][:10]} device" in text
+    assert "discarded" in text
+    assert "already-counted" in said(desk, "round", "3")
+    with pytest.raises(StateError, match="no round 9"):
+        said(desk, "round", "9")
+
+
+def test_round_that_drew_devices_says_which(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path / "hub", members=5, wanted=2)
+    found = told(desk, "round", "1")
+    assert len(found["drawn"]) == 2
+    assert set(found["drawn"]) < set(desk.names)
+    assert "2 devices were drawn" in said(desk, "round", "1")
+    desk.close()
+
+
+def test_rollback_goes_back_and_the_status_tells_of_it(desk: Desk) -> None:
+    done = told(desk, "rollback", "0")
+    assert (done["release"], done["withdrawn"], done["round"], done["phase"]) == (0, [1], 3, "collecting")
+    desk.reopen()
+    desk.advance()
+    found = told(desk, "status")
+    assert (found["release"], found["withdrawn"], found["round"]) == (0, [1], 4)
+    assert found["rounds"][2]["reason"] == "the hub went back to release 0"
+    assert "went back from release 1 to 0" in said(desk, "status")
+    with pytest.raises(StateError, match="stands"):
+        said(desk, "rollback", "0")
+
+
+def test_a_draw_in_asynchronous_mode_is_refused(tmp_path: Path) -> None:
+    words = ["init", "--home", str(tmp_path / "hub"), "--mode", "asynchronous", "--wanted", "3"]
+    with pytest.raises(SettingsError, match="wanted"):
+        CliRunner().invoke(hub, words, catch_exceptions=False)
+    assert not (tmp_path / "hub").exists()
