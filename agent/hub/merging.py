@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -16,17 +16,15 @@ from agent.crypto.sealing import KEY_BYTES
 from agent.errors import MergeError
 from agent.events import Value
 from agent.federation.messages import Manifest
-from agent.governance.charter import Charter
 from agent.hub.merge.packed import PackedUpdate
 from agent.hub.merge.rule import Contribution, MergeReport, load_rule, merge
 from agent.hub.placing import Line, staleness
 from agent.hub.rounds import RoundState, after_merge
 from agent.hub.store import HubStore, ReleaseRow, UpdateRow
 from agent.hub.weights import merge_weights
-from agent.llm.adapter import Adapter, from_bytes
+from agent.llm.adapter import Adapter, ModulePath, from_bytes
 from agent.paths import BlobStore
-from agent.update.delta import Delta
-from agent.update.wire import decode_update
+from agent.update.wire import open_update
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +54,15 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         [row.tokens for row in rows], [staleness(line, row.start) for row in rows], power=rules.staleness_power
     )
     starts = lru_cache(maxsize=rules.max_staleness + 1)(lambda sha256: from_bytes(blobs.get(sha256)))
+    shapes = community.shapes
     readers = {
         row.device: partial(
             _read,
             blobs,
             row,
             weight,
-            community=community,
-            charter=config.charter,
+            shapes=shapes,
+            max_rank=config.charter.rank,
             start=partial(starts, row.start) if row.start != release.manifest.sha256 else None,
         )
         for row, weight in zip(rows, weights, strict=True)
@@ -104,19 +103,18 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     return MergeOutcome(release=candidate, report=report)
 
 
-def read_update(data: bytes, *, community: Adapter, max_rank: int) -> Delta | PackedUpdate:
+def read_update(data: bytes, *, shapes: Mapping[ModulePath, tuple[int, int]], max_rank: int) -> PackedUpdate:
     """Read an opened update in the form that merging takes.
 
     Args:
         data: its bytes, as they were checked when it came.
-        community: the adapter that it is merged into.
+        shapes: ``(out, in)`` of the modules of the adapter that it is merged into.
         max_rank: the charter's.
 
     Raises:
         UpdateRefusedError: it is not what it was.
     """
-    _header, delta = decode_update(data, expected=community.shapes, max_rank=max_rank, max_bytes=len(data))
-    return delta
+    return open_update(data, expected=shapes, max_rank=max_rank, max_bytes=len(data))
 
 
 def _found(rows: Sequence[UpdateRow], line: Line, report: MergeReport) -> list[Value]:
@@ -142,10 +140,10 @@ def _read(
     row: UpdateRow,
     weight: float,
     *,
-    community: Adapter,
-    charter: Charter,
+    shapes: Mapping[ModulePath, tuple[int, int]],
+    max_rank: int,
     start: partial[Adapter] | None,
 ) -> Contribution:
     """Read a counted update back from the disk, with the older release that it started from, if it did."""
-    update = read_update(blobs.get(row.update_id), community=community, max_rank=charter.rank)
+    update = read_update(blobs.get(row.update_id), shapes=shapes, max_rank=max_rank)
     return Contribution(delta=update, weight=weight, start=start() if start is not None else None)

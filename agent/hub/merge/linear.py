@@ -110,7 +110,9 @@ class LinearAccumulator:
         moments = dict(self._moments)
         modules = dict(self._community.modules)
         for factors, running in self._sums.items():
-            step, moments[factors] = vector_step(self._outer, running.total() / self._intake.total, moments[factors])
+            mean = running.total()
+            mean /= self._intake.total
+            step, moments[factors] = vector_step(self._outer, mean, moments[factors])
             require_sane(float(step @ step), "the sum of the updates")
             for name, side, view in self._intake.places[factors].views(step):
                 after = (getattr(modules[name], side) + view).astype(np.float32)

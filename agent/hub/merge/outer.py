@@ -60,12 +60,12 @@ def vector_step(outer: OuterOptimiser, gradient: Vector, before: Moments) -> tup
 
     Args:
         outer: the optimiser.
-        gradient: the mean change.
+        gradient: the mean change; it may be the step itself.
         before: what this function gave in the round before.
     """
     rate, momentum = outer.learning_rate, outer.momentum
     if outer.name == "none":
-        return rate * gradient, Moments()
+        return (gradient if rate == 1 else rate * gradient), Moments()
     first = np.zeros_like(gradient) if before.first is None else before.first
     if outer.name == "nesterov":
         first = momentum * first + gradient

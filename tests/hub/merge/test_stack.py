@@ -183,39 +183,37 @@ def test_numbers_whose_products_would_overflow_are_refused() -> None:
         StackRule().start(random_adapter()).add(huge, 1.0)
 
 
+@pytest.mark.parametrize("rank", [2, 4])
+def test_a_late_update_counts_with_its_exact_change_from_its_own_start(rank: int) -> None:
+    older, community = random_adapter(rank=4, seed=8), random_adapter(rank=4, seed=9)
+    present, late = random_delta(rank=4, seed=1), random_delta(rank=rank, seed=2)
+    accumulator = StackRule().start(community)
+    accumulator.add(present, 3.0)
+    accumulator.add(late, 1.0, start=older)
+    merged = accumulator.finish()
+    released, left_over = products(merged.adapter), carried(merged)
+    for name, before in products(community).items():
+        exact = before + 0.75 * changes(community, present)[name] + 0.25 * changes(older, late)[name]
+        np.testing.assert_allclose(released[name] + left_over[name], exact, atol=1e-5)
+    norm = merged.report.norms[1]
+    expected = older.scaling * np.sqrt(sum(np.sum(change**2) for change in changes(older, late).values()))
+    assert norm == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_cosines_tell_who_pulls_another_way_about_as_exact_ones_do() -> None:
+    shapes = {ModulePath(f"model.layers.{layer}.mlp.up_proj"): (60, 40) for layer in range(20)}
+    community = random_adapter(shapes=shapes)
+    deltas = [random_delta(seed=seed, shapes=shapes) for seed in range(4)]
+    report = run(StackRule(), community, [(delta, 1.0 + index) for index, delta in enumerate(deltas)]).report
+    flat = [np.concatenate([change.ravel() for change in changes(community, delta).values()]) for delta in deltas]
+    mean = sum((1.0 + index) * vector for index, vector in enumerate(flat))
+    for vector, cosine in zip(flat, report.cosines, strict=True):
+        exact = float(vector @ mean / (np.linalg.norm(vector) * np.linalg.norm(mean)))
+        assert cosine == pytest.approx(exact, abs=0.12)
+
+
 def test_a_rule_that_makes_no_sense_is_not_made() -> None:
     with pytest.raises(ValueError, match="no sense"):
         StackRule(carry_rank=-1)
     with pytest.raises(ValueError, match="no sense"):
         StackRule(momentum_rank=0)
-
-
-def test_concatenation_by_peft_gives_the_same_merge() -> None:
-    """PEFT's ``add_weighted_adapter`` with ``cat`` is an independent oracle for the mean of products."""
-    peft = pytest.importorskip("peft")
-    torch = pytest.importorskip("torch")
-    community = initial_adapter(SMALL_SHAPES, rank=4, alpha=8, seed=0, base_sha256="ab" * 32)
-    names = {name: name.replace(".", "_") for name in SMALL_SHAPES}
-    base = torch.nn.ModuleDict({names[n]: torch.nn.Linear(i, o, bias=False) for n, (o, i) in SMALL_SHAPES.items()})
-    deltas = {f"d{rank}": random_delta(rank=rank, seed=rank) for rank in (2, 4)}
-    model = None
-    for label, delta in deltas.items():
-        config = peft.LoraConfig(
-            r=delta.rank, lora_alpha=community.scaling * delta.rank, target_modules=list(names.values())
-        )
-        if model is None:
-            model = peft.PeftModel(base, config, adapter_name=label)
-        else:
-            model.add_adapter(label, config)
-        trained = apply(start_for_rank(community, delta.rank), delta)
-        for name, factors in trained.modules.items():
-            layer = model.base_model.model[names[name]]
-            layer.lora_A[label].weight.data = torch.from_numpy(factors.a.copy())
-            layer.lora_B[label].weight.data = torch.from_numpy(factors.b.copy())
-    assert model is not None
-    model.base_model.add_weighted_adapter(list(deltas), [0.25, 0.75], "both", combination_type="cat")
-    merged = run(StackRule(), community, [(deltas["d2"], 1.0), (deltas["d4"], 3.0)])
-    released, left_over = products(merged.adapter), carried(merged)
-    for name in SMALL_SHAPES:
-        theirs = model.base_model.model[names[name]].get_delta_weight("both").numpy()
-        np.testing.assert_allclose(community.scaling * (released[name] + left_over[name]), theirs, atol=1e-5)
