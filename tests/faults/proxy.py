@@ -59,11 +59,10 @@ class FaultProxy:
 
     async def __aexit__(self, *_exception: object) -> None:
         self._server.close()
-        for connection in tuple(self._connections):
-            connection.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # one may be on its way to the broker still
+            for connection in tuple(self._connections):
+                connection.close()
+            await asyncio.wait(self._tasks, timeout=0.1)
 
     @property
     def url(self) -> str:
