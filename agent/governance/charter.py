@@ -51,7 +51,9 @@ class RoundRules(_Rule):
     trial_quorum: int = Field(default=1, ge=1, description="no decision with fewer verdicts than this")
     trial_seconds: float = Field(default=600.0, gt=0)
     tolerance: float = Field(default=0.0, ge=0, description="relative loss by which the weighted median may get worse")
-    harm_limit: float = Field(default=0.05, ge=0, description="relative loss by which no single device may get worse")
+    harm_limit: float = Field(
+        default=0.05, ge=0, description="relative loss by which no group of devices may get worse"
+    )
 
     @model_validator(mode="after")
     def _target_reaches_quorum(self) -> RoundRules:

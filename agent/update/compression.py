@@ -32,10 +32,10 @@ from agent.update.quantise import (
     MAX_MAGNITUDE,
     MIN_STEP,
     Blocks,
-    accumulate,
     block_count,
     dequantise,
     quantise,
+    write,
 )
 from agent.update.streams import BodyError
 
@@ -78,12 +78,12 @@ class Compression(Protocol):
         """
         ...
 
-    def accumulate(self, streams: Sequence[bytes], into: FloatArray, weight: float) -> None:
-        """Add ``weight`` times the numbers to a running sum, without a second copy of them all.
+    def write(self, streams: Sequence[bytes], row: FloatArray, weight: float) -> None:
+        """Write ``weight`` times the numbers over a row that is there already: as :meth:`unpack`, but nothing is made.
 
         Args:
-            streams: whose sizes are right for as many numbers as ``into`` has.
-            into: float32, one dimension, contiguous; untouched where the streams are refused.
+            streams: whose sizes are right for as many numbers as ``row`` has.
+            row: float32, one dimension, contiguous; untouched where the streams are refused.
             weight: finite.
 
         Raises:
@@ -132,11 +132,9 @@ class Plain:
             raise BodyError("malformed", "a number in it is too large")
         return flat
 
-    def accumulate(self, streams: Sequence[bytes], into: FloatArray, weight: float) -> None:
+    def write(self, streams: Sequence[bytes], row: FloatArray, weight: float) -> None:
         """See :class:`Compression`."""
-        flat = self.unpack(streams, into.size)
-        for start in range(0, into.size, _PIECE):
-            into[start : start + _PIECE] += np.float32(weight) * flat[start : start + _PIECE]
+        np.multiply(self.unpack(streams, row.size), np.float32(weight), out=row)
 
 
 class Blockwise:
@@ -175,9 +173,9 @@ class Blockwise:
         """See :class:`Compression`."""
         return dequantise(self._blocks(streams), count)
 
-    def accumulate(self, streams: Sequence[bytes], into: FloatArray, weight: float) -> None:
+    def write(self, streams: Sequence[bytes], row: FloatArray, weight: float) -> None:
         """See :class:`Compression`."""
-        accumulate(self._blocks(streams), into, weight)
+        write(self._blocks(streams), row, weight)
 
     def _blocks(self, streams: Sequence[bytes]) -> Blocks:
         """Read both streams. Whatever the bytes are, with a step in range the numbers are finite."""
@@ -242,12 +240,13 @@ class TopK:
         flat[self._places(streams[0], count)] = self._values.unpack(streams[1:], self.kept(count))
         return flat
 
-    def accumulate(self, streams: Sequence[bytes], into: FloatArray, weight: float) -> None:
+    def write(self, streams: Sequence[bytes], row: FloatArray, weight: float) -> None:
         """See :class:`Compression`."""
-        places = self._places(streams[0], into.size)
-        numbers = self._values.unpack(streams[1:], len(places))
-        numbers *= np.float32(weight)
-        into[places] += numbers  # each place comes once
+        places = self._places(streams[0], row.size)
+        numbers = np.empty(len(places), np.float32)
+        self._values.write(streams[1:], numbers, weight)
+        row.fill(0)
+        row[places] = numbers
 
     def _places(self, gaps: bytes, count: int) -> NDArray[np.int64]:
         """Give the indices of the numbers, ascending."""
@@ -269,6 +268,3 @@ _DENSE: dict[str, Compression] = {
     "int8": Blockwise(top=127),
     "none": Plain(),
 }
-
-_PIECE = 1 << 15
-"""Numbers at a time: 128 KiB of float32."""

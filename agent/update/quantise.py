@@ -107,33 +107,26 @@ def _shares_above(wanted: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def dequantise(blocks: Blocks, size: int) -> FloatArray:
     """Give the first ``size`` numbers, float32."""
-    numbers = blocks.codes.astype(np.float32)
-    numbers *= blocks.steps()
-    return numbers.reshape(-1)[:size]
+    row = np.empty(size, np.float32)
+    write(blocks, row, 1.0)
+    return row
 
 
-def accumulate(blocks: Blocks, into: FloatArray, weight: float) -> None:
-    """Add ``weight`` times the numbers to a running sum, a piece that stays in a core's cache at a time.
+def write(blocks: Blocks, row: FloatArray, weight: float) -> None:
+    """Write ``weight`` times the numbers over a row.
+
+    Codes become float32 first and are multiplied then: NumPy does both at once through a buffer, which is slower.
 
     Args:
-        blocks: of as many numbers as ``into`` has.
-        into: float32, one dimension, contiguous; changed in place.
-        weight: of these numbers in the sum.
+        blocks: of as many numbers as ``row`` has.
+        row: float32, one dimension, contiguous.
+        weight: what to multiply by.
     """
     steps = blocks.steps(weight)
-    tile = np.empty((_TILE, BLOCK), np.float32)
-    whole = into.size // BLOCK
-    rows = into[: whole * BLOCK].reshape(whole, BLOCK)
-    for start in range(0, whole, _TILE):
-        end = min(start + _TILE, whole)
-        part = tile[: end - start]
-        np.copyto(part, blocks.codes[start:end])
-        part *= steps[start:end]
-        rows[start:end] += part
-    rest = into[whole * BLOCK :]
+    whole = row.size // BLOCK
+    rows = row[: whole * BLOCK].reshape(whole, BLOCK)
+    np.copyto(rows, blocks.codes[:whole])
+    rows *= steps[:whole]
+    rest = row[whole * BLOCK :]
     if rest.size:
-        rest += blocks.codes[whole, : rest.size] * steps[whole]
-
-
-_TILE = 64
-"""Blocks at a time: 128 KiB of float32."""
+        np.multiply(blocks.codes[whole, : rest.size], steps[whole], out=rest)

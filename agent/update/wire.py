@@ -147,21 +147,20 @@ class OpenedUpdate:
             raise _refused(Reason(cause.reason), str(cause)) from cause
         return self.layout.restore(flat)
 
-    def accumulate(self, into: FloatArray, weight: float) -> None:
-        """Add ``weight`` times its numbers to a running sum, as :meth:`delta` but without a second copy of them all.
+    def write(self, row: FloatArray, weight: float) -> None:
+        """Write ``weight`` times its numbers over a row: as :meth:`delta`, but without arrays of its own.
 
         Args:
-            into: float32, contiguous, of the layout's count; untouched where the update is refused.
-            weight: of this update in the sum.
+            row: float32, contiguous, of the layout's count; untouched where the update is refused.
+            weight: of this update in a sum.
 
         Raises:
             UpdateRefusedError: as :meth:`delta`.
         """
-        if into.shape != (self.layout.count,) or into.dtype != np.float32 or not into.flags.c_contiguous:
-            raise ValueError("a running sum is one contiguous row of float32, as long as the update")
+        if row.shape != (self.layout.count,) or row.dtype != np.float32 or not row.flags.c_contiguous:
+            raise ValueError("an update is written over one contiguous row of float32, as long as the update")
         try:
-            parts = streams.split(self._body, self._coder.sizes(into.size))
-            self._coder.accumulate(parts, into, weight)
+            self._coder.write(streams.split(self._body, self._coder.sizes(row.size)), row, weight)
         except BodyError as cause:
             raise _refused(Reason(cause.reason), str(cause)) from cause
 

@@ -48,14 +48,14 @@ def test_the_sizes_of_all_streams_are_known_from_the_count(name: str, density: f
     weight=st.floats(0.001, 10),
     seed=st.integers(0, 99),
 )
-def test_accumulating_is_adding_what_unpacking_gives(
+def test_writing_over_a_row_gives_what_unpacking_gives_times_the_weight(
     name: str, density: float, flat: FloatArray, weight: float, seed: int
 ) -> None:
     coder = compression_of(name, density)
     streams = packed(coder, flat, seed)
     into = numbers(flat.size, seed)
-    wanted = into.astype(np.float64) + weight * coder.unpack(streams, flat.size).astype(np.float64)
-    coder.accumulate(streams, into, weight)
+    wanted = weight * coder.unpack(streams, flat.size).astype(np.float64)
+    coder.write(streams, into, weight)
     np.testing.assert_allclose(into, wanted, rtol=1e-5, atol=1e-6 * (1 + np.abs(flat).max() * weight))
 
 
@@ -108,7 +108,7 @@ def test_gaps_of_any_length_are_kept() -> None:
     [(np.nan, "not-finite"), (np.inf, "not-finite"), (-1.0, "malformed"), (3e38, "malformed"), (1e-38, "malformed")],
 )
 @pytest.mark.parametrize(("name", "density"), [case for case in CASES if case[0] != "none"])
-def test_a_step_that_cannot_be_is_refused_and_the_sum_is_untouched(
+def test_a_step_that_cannot_be_is_refused_and_the_row_is_untouched(
     name: str, density: float, step: float, reason: str
 ) -> None:
     coder = compression_of(name, density)
@@ -116,7 +116,7 @@ def test_a_step_that_cannot_be_is_refused_and_the_sum_is_untouched(
     streams[-2] = np.float32(step).tobytes() + streams[-2][4:]
     into = np.ones(600, np.float32)
     with pytest.raises(BodyError) as caught:
-        coder.accumulate(streams, into, 1.0)
+        coder.write(streams, into, 1.0)
     assert caught.value.reason == reason
     with pytest.raises(BodyError):
         coder.unpack(streams, 600)
@@ -126,13 +126,13 @@ def test_a_step_that_cannot_be_is_refused_and_the_sum_is_untouched(
 @pytest.mark.parametrize(
     ("number", "reason"), [(np.inf, "not-finite"), (np.nan, "not-finite"), (-np.inf, "not-finite"), (2e30, "malformed")]
 )
-def test_a_plain_number_that_cannot_be_is_refused_and_the_sum_is_untouched(number: float, reason: str) -> None:
+def test_a_plain_number_that_cannot_be_is_refused_and_the_row_is_untouched(number: float, reason: str) -> None:
     flat = np.ones(100_000, "<f4")
     flat[-1] = number
     into = np.zeros(flat.size, np.float32)
     coder = compression_of("none")
     with pytest.raises(BodyError) as caught:
-        coder.accumulate([flat.tobytes()], into, 1.0)
+        coder.write([flat.tobytes()], into, 1.0)
     assert caught.value.reason == reason
     assert not into.any()
     with pytest.raises(ValueError, match="too large"):
@@ -145,7 +145,7 @@ def test_a_place_beyond_the_end_is_refused() -> None:
     streams[0] = b"\xff" * len(streams[0])
     into = np.zeros(1000, np.float32)
     with pytest.raises(BodyError, match="beyond the end"):
-        coder.accumulate(streams, into, 1.0)
+        coder.write(streams, into, 1.0)
     assert not into.any()
 
 
@@ -165,11 +165,11 @@ def test_any_streams_give_finite_numbers_in_bounds_or_a_refusal(name: str, densi
     except BodyError as refusal:
         reason = refusal.reason
         with pytest.raises(BodyError):
-            coder.accumulate(parts, into, 1.0)
+            coder.write(parts, into, 1.0)
     else:
         reason = None
         assert flat.shape == (count,)
         assert np.isfinite(flat).all()
-        coder.accumulate(parts, into, 0.5)
+        coder.write(parts, into, 0.5)
         np.testing.assert_allclose(into, 0.5 * flat, rtol=1e-6)
     assert reason in {None, "not-finite", "malformed"}

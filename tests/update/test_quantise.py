@@ -11,10 +11,10 @@ from agent.update.quantise import (
     BLOCK,
     MAX_MAGNITUDE,
     SHARES,
-    accumulate,
     block_count,
     dequantise,
     quantise,
+    write,
 )
 
 FORMS = [(127, 0.0), (7, 0.0), (7, 0.55)]
@@ -121,12 +121,12 @@ def test_the_same_state_of_the_generator_gives_the_same_codes() -> None:
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 65 * BLOCK + 3])
-def test_accumulating_is_adding_what_dequantising_gives(size: int) -> None:
+def test_writing_over_a_row_gives_what_dequantising_gives_times_the_weight(size: int) -> None:
     rng = np.random.default_rng(size)
     flat, into = (rng.normal(0, 1, size).astype(np.float32) for _ in range(2))
     blocks = quantise(flat, top=7, rng=rng)
-    wanted = into + 0.25 * dequantise(blocks, size)
-    accumulate(blocks, into, 0.25)
+    wanted = 0.25 * dequantise(blocks, size)
+    write(blocks, into, 0.25)
     np.testing.assert_allclose(into, wanted, rtol=1e-6, atol=1e-6)
     assert len(blocks.codes) == block_count(size)
 

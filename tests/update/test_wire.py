@@ -126,7 +126,7 @@ def test_an_update_is_much_smaller_than_fp32(name: str, density: float, share: f
 
 @pytest.mark.parametrize(("name", "density"), CODERS)
 @pytest.mark.parametrize("factors", ["both", "a", "b"])
-def test_accumulating_updates_is_adding_their_numbers(name: str, density: float, factors: Factors) -> None:
+def test_updates_written_over_a_row_can_be_added_up(name: str, density: float, factors: Factors) -> None:
     opened = [
         open_update(
             encoded(trained(factors, seed=seed), name, density), expected=SMALL_SHAPES, max_rank=8, max_bytes=LIMIT
@@ -136,21 +136,23 @@ def test_accumulating_updates_is_adding_their_numbers(name: str, density: float,
     (layout,) = {update.layout.count: update.layout for update in opened}.values()
     into = np.zeros(layout.count, np.float32)
     for update in opened:
-        update.accumulate(into, 0.5)
+        row = np.full(layout.count, np.nan, np.float32)
+        update.write(row, 0.5)
+        into += row
     summed = sum(layout.flatten(update.delta()) for update in opened)
     np.testing.assert_allclose(into, 0.5 * summed, atol=1e-6)
     for wrong in (into[1:], into.astype(np.float64), np.zeros((2, layout.count), np.float32)[:, ::2]):
-        with pytest.raises(ValueError, match="running sum"):
-            opened[0].accumulate(wrong, 1.0)
+        with pytest.raises(ValueError, match="contiguous row"):
+            opened[0].write(wrong, 1.0)
 
 
-def test_a_refused_body_leaves_the_sum_untouched() -> None:
+def test_a_refused_body_leaves_the_row_untouched() -> None:
     data = bytearray(encoded(random_delta(), "int4"))
     data[-1:] = b""
     opened = open_update(bytes(data), expected=SMALL_SHAPES, max_rank=8, max_bytes=LIMIT)
     into = np.ones(opened.layout.count, np.float32)
     with pytest.raises(UpdateRefusedError):
-        opened.accumulate(into, 1.0)
+        opened.write(into, 1.0)
     assert (into == 1).all()
 
 

@@ -1,0 +1,130 @@
+"""This project's side of `bench/merge.py`: from sealed updates to the next adapter, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from agent.crypto.sealing import SealKey, open_stream
+from agent.federation.messages import Offer
+from agent.federation.sealing import update_info, wrap_update
+from agent.hub.merge.rule import Contribution, load_rule, merge
+from agent.hub.merging import read_update
+from agent.llm.adapter import Adapter, LoraFactors, ModulePath
+from agent.update.delta import Delta
+from agent.update.start import initial_adapter
+from agent.update.wire import UpdateHeader, encode_update
+
+LAYERS, RANK, ALPHA = 30, 8, 16.0
+SHAPES = {
+    ModulePath(f"model.layers.{layer}.{name}"): shape
+    for layer in range(LAYERS)
+    for name, shape in (
+        ("self_attn.q_proj", (576, 576)),
+        ("self_attn.k_proj", (192, 576)),
+        ("self_attn.v_proj", (192, 576)),
+        ("self_attn.o_proj", (576, 576)),
+        ("mlp.gate_proj", (1536, 576)),
+        ("mlp.up_proj", (1536, 576)),
+        ("mlp.down_proj", (576, 1536)),
+    )
+}
+"""All linear layers of SmolLM2-135M."""
+DENSITY = 0.1
+COMMUNITY, ROUND, START = bytes(16), 1, "cd" * 32
+
+
+def community() -> Adapter:
+    """Give the adapter that all updates start from."""
+    shapes = dict(sorted(SHAPES.items()))
+    return initial_adapter(shapes, rank=RANK, alpha=ALPHA, seed=0, base_sha256="ab" * 32)
+
+
+def prepare(folder: Path, rule: str, compression: str, distinct: int) -> int:
+    """Write sealed updates as devices would send them; give how many bytes the first one has.
+
+    Their numbers are normally distributed, each tensor with a magnitude of its own, as training leaves them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    factors = load_rule(rule).factors(ROUND)
+    key = SealKey.generate()
+    (folder / "key").write_bytes(key.seed)
+    size = 0
+    for number in range(distinct):
+        rng = np.random.default_rng(number)
+
+        def numbers(rows: int, columns: int, *, trained: bool, rng: np.random.Generator = rng) -> np.ndarray:
+            scale = np.float32(rng.uniform(0.002, 0.02) * trained)
+            return scale * rng.standard_normal((rows, columns), dtype=np.float32)
+
+        modules = {
+            name: LoraFactors(
+                a=numbers(RANK, in_, trained=factors != "b"), b=numbers(out, RANK, trained=factors != "a")
+            )
+            for name, (out, in_) in sorted(SHAPES.items())
+        }
+        header = UpdateHeader(
+            round=ROUND,
+            base_sha256="ab" * 32,
+            start_release=START,
+            rank=RANK,
+            alpha=ALPHA,
+            tokens=1000 + number,
+            steps=40,
+            seed=number,
+            factors=factors,
+        )
+        delta = Delta(rank=RANK, modules=modules, factors=factors)
+        body = encode_update(header, delta, compression, density=DENSITY if compression == "topk" else 1.0)
+        parcel = wrap_update(
+            body,
+            seal_key=key.public,
+            community=COMMUNITY,
+            device=f"device-{number}",
+            round_number=ROUND,
+            start_sha256=START,
+        )
+        (folder / f"{number}.offer").write_bytes(parcel.offer.encode())
+        (folder / f"{number}.sealed").write_bytes(b"".join(parcel.chunks))
+        size = size or parcel.offer.size
+    return size
+
+
+def read(folder: Path, key: SealKey, number: int, start: Adapter) -> Contribution:
+    """Open one sealed update as the hub does."""
+    offer = Offer.decode((folder / f"{number}.offer").read_bytes())
+    sealed = (folder / f"{number}.sealed").read_bytes()
+    info = update_info(COMMUNITY, f"device-{number}", offer.transfer, offer.round, offer.adapter)
+    stream_key = key.unseal(offer.sealed_key, info)
+    chunks = (sealed[at : at + offer.chunk_bytes] for at in range(0, len(sealed), offer.chunk_bytes))
+    body = open_stream(chunks, stream_key, len(sealed))
+    return Contribution(delta=read_update(body, shapes=start.shapes, max_rank=RANK), weight=1000.0 + number)
+
+
+def main() -> None:
+    """Merge as often as asked, and print what it took."""
+    folder, rule, updates, repeats = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    key, start = SealKey.from_seed((folder / "key").read_bytes()), community()
+    distinct = len(list(folder.glob("*.offer")))
+    seconds, cpu = [], []
+    for _ in range(repeats):
+        readers = {
+            f"{number:06}": lambda number=number: read(folder, key, number % distinct, start)  # type: ignore[misc]
+            for number in range(updates)
+        }
+        began, began_cpu = time.perf_counter(), time.process_time()
+        merged = merge(load_rule(rule), start, readers)
+        seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - began_cpu)
+        assert merged.report.updates == updates
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak}))
+
+
+if __name__ == "__main__":
+    main()
