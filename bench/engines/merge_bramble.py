@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def prepare(folder: Path, rule: str, compression: str, distinct: int) -> int:
     return size
 
 
-def read(folder: Path, key: SealKey, number: int, start: Adapter) -> Contribution:
+def read(folder: Path, key: SealKey, number: int, shapes: Mapping[ModulePath, tuple[int, int]]) -> Contribution:
     """Open one sealed update as the hub does."""
     offer = Offer.decode((folder / f"{number}.offer").read_bytes())
     sealed = (folder / f"{number}.sealed").read_bytes()
@@ -103,7 +104,7 @@ def read(folder: Path, key: SealKey, number: int, start: Adapter) -> Contributio
     stream_key = key.unseal(offer.sealed_key, info)
     chunks = (sealed[at : at + offer.chunk_bytes] for at in range(0, len(sealed), offer.chunk_bytes))
     body = open_stream(chunks, stream_key, len(sealed))
-    return Contribution(delta=read_update(body, shapes=start.shapes, max_rank=RANK), weight=1000.0 + number)
+    return Contribution(delta=read_update(body, shapes=shapes, max_rank=RANK), weight=1000.0 + number)
 
 
 def main() -> None:
@@ -111,10 +112,11 @@ def main() -> None:
     folder, rule, updates, repeats = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     key, start = SealKey.from_seed((folder / "key").read_bytes()), community()
     distinct = len(list(folder.glob("*.offer")))
+    shapes = start.shapes
     seconds, cpu = [], []
     for _ in range(repeats):
         readers = {
-            f"{number:06}": lambda number=number: read(folder, key, number % distinct, start)  # type: ignore[misc]
+            f"{number:06}": lambda number=number: read(folder, key, number % distinct, shapes)  # type: ignore[misc]
             for number in range(updates)
         }
         began, began_cpu = time.perf_counter(), time.process_time()
