@@ -220,6 +220,7 @@ def build_device(
         password=membership.password or None,
         protocol=mqtt_protocol(),
         allow_plaintext=membership.allow_plaintext,
+        patient=True,
     )
     return Device(store=store, identity=identity, settings=settings, link=link, events=events, workers=workers)
 
@@ -279,6 +280,7 @@ def device_status(home: Home) -> dict[str, object]:
             **found,
             "community": membership.charter.name,
             "broker": without_credentials(membership.broker),
+            "connected_to": (status.get("connected_to") if running else None) or None,
             "base": str(membership.base),
             "release": adopted[0] if adopted else None,
             "round": seen.round if seen else None,

@@ -42,7 +42,10 @@ def hub() -> None:
 @hub_home
 @click.option("--name", default="A Bramble community", show_default=True, help="What members will see.")
 @click.option("--base", help="GGUF that everybody trains, a file or a name on the shelf; the seedling if not given.")
-@click.option("--broker", help="URL of your own MQTT broker; an embedded one on loopback if not given.")
+@click.option(
+    "--broker",
+    help="URL of your own MQTT broker, or several with commas between, tried in order; an embedded one if not given.",
+)
 @click.option("--device-broker", help="URL for devices, with an account of theirs, if it is not the hub's.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Of the embedded broker; 0 picks one and keeps it."

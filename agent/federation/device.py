@@ -98,15 +98,18 @@ class Device:
         self._something_happened = asyncio.Event()
         self._last_shown = 0.0
         self._told = ("", "")
+        self._is_ready = False
+        self._broker = ""
         self._training: Train | None = None
         self._stop_training = asyncio.Event()
 
     async def run(self) -> None:
         """Run until cancelled."""
+        self._link.on_state(self._link_changed)
         async with self._link:
-            self._link.on_state(self._link_changed)
             await self._link.subscribe(self._topics.all_to(self._identity.id))
             await self._link.subscribe(self._topics.hub("round"))
+            self._is_ready = True
             self._events.say(
                 "device-ready",
                 f"device {self._identity.short_id} is connected to {self._membership.charter.name!r}",
@@ -370,8 +373,14 @@ class Device:
         if (state, reason) == self._told:
             return
         self._told = (state, reason)
-        self._store.save_status({"state": state, "reason": reason, "since": int(time.time())})
+        self._save_status()
         self._events.say(state, reason, **fields)
+
+    def _save_status(self) -> None:
+        state, reason = self._told
+        self._store.save_status(
+            {"state": state, "reason": reason, "since": int(time.time()), "connected_to": self._broker}
+        )
 
     def _progress(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -391,7 +400,12 @@ class Device:
         self._events.say("worker", pid=pid)
 
     def _link_changed(self, state: LinkState) -> None:
-        self._events.say("link", f"broker: {state.reason}", connected=state.connected)
+        self._events.say("link", f"broker: {state.reason}", connected=state.connected, broker=state.broker)
+        self._broker = state.broker if state.connected else ""
+        if not (self._is_ready or state.connected):
+            self._tell("waiting", state.reason)
+        elif self._told[0]:
+            self._save_status()
         if state.connected:
             self._sender.wake()
             self._something_happened.set()

@@ -20,10 +20,10 @@ from agent.errors import (
     TransferError,
 )
 from agent.federation.messages import Chunk, Manifest, Offer, Want
-from agent.federation.sealing import adapter_info
+from agent.federation.sealing import adapter_info, check_of
 from agent.llm.adapter import from_bytes
 from agent.paths import BlobStore, write_atomically
-from agent.transport.transfer import IncomingTransfer, TransferStore
+from agent.transport.transfer import DamagedChunksError, IncomingTransfer, TransferStore
 from agent.update.release import unpack
 from agent.update.streams import BodyError
 
@@ -52,6 +52,7 @@ class Fetcher:
         self._transfers = TransferStore(directory, max_bytes=MAX_ADAPTER_BYTES, max_total_bytes=2 * MAX_ADAPTER_BYTES)
         self._wanted: dict[str, Manifest] = {}
         self._only_whole: set[str] = set()
+        self._keys: dict[bytes, tuple[bytes, bytes]] = {}  # of each transfer, as it was sealed and opened
         self._arrived = asyncio.Event()
         self._received = 0
 
@@ -93,13 +94,13 @@ class Fetcher:
         """Take in an offer. Another form of the same adapter takes the place of one that was under way.
 
         Raises:
-            ProtocolError: it is not for an adapter that was asked for.
+            ProtocolError: it is not for an adapter that was asked for, or its key is not for this device.
         """
         self._require_wanted(offer)
         for other in self._offers():
             if other.adapter == offer.adapter and other.transfer != offer.transfer:
                 self._forget(other)
-        transfer = self._transfers.begin(offer.plan)
+        transfer = self._begin(offer)
         write_atomically(self._offer_path(offer.transfer), offer.encode())
         self._came()
         if transfer.complete:
@@ -109,7 +110,8 @@ class Fetcher:
         """Take in a chunk.
 
         Raises:
-            ProtocolError: it belongs to nothing that was offered, or the whole is not what was announced.
+            ProtocolError: it belongs to nothing that was offered, or was damaged, or the whole is not what was
+                announced.
         """
         transfer = self._under_way(chunk.transfer)
         if transfer is None:
@@ -132,19 +134,38 @@ class Fetcher:
         self._arrived.set()
 
     def _finish(self, offer: Offer, transfer: IncomingTransfer) -> None:
-        """Open a whole adapter and keep it, or throw all of it away."""
+        """Open a whole adapter and keep it, or throw all of it away; or only chunks that changed on the disk."""
         try:
             self._blobs.put(self._open(offer, transfer, self._require_wanted(offer).size))
-        finally:
+        except DamagedChunksError:
+            raise
+        except BaseException:
             self._forget(offer)
+            raise
+        self._forget(offer)
         self._wanted.pop(offer.adapter, None)
         self._only_whole.discard(offer.adapter)
         self._arrived.set()
 
+    def _begin(self, offer: Offer) -> IncomingTransfer:
+        """Begin a transfer, or go on with it, that takes what opens with its key and nothing else.
+
+        Raises:
+            SealBrokenError: the offer's key is not for this device.
+        """
+        return self._transfers.begin(offer.plan, check=check_of(self._key(offer), offer.plan))
+
+    def _key(self, offer: Offer) -> bytes:
+        sealed, key = self._keys.get(offer.transfer, (b"", b""))
+        if sealed != offer.sealed_key:
+            info = adapter_info(self._community, self._identity.id, offer.adapter)
+            key = unseal(self._identity, offer.sealed_key, info)
+            self._keys[offer.transfer] = (offer.sealed_key, key)
+        return key
+
     def _open(self, offer: Offer, transfer: IncomingTransfer, size: int) -> bytes:
         """Give the bytes of an adapter: ``size`` of them, with the hash that was announced."""
-        info = adapter_info(self._community, self._identity.id, offer.adapter)
-        key = unseal(self._identity, offer.sealed_key, info)
+        key = self._key(offer)
         sealed = transfer.assemble()
         step = offer.chunk_bytes
         content = open_stream((sealed[start : start + step] for start in range(0, len(sealed), step)), key, len(sealed))
@@ -177,12 +198,13 @@ class Fetcher:
         """Give a transfer whose offer came, also before a restart."""
         try:
             offer = Offer.decode(self._offer_path(transfer).read_bytes())
-            return self._transfers.begin(offer.plan)
+            return self._begin(offer)
         except (OSError, ProtocolError):
             return None
 
     def _forget(self, offer: Offer) -> None:
         """Throw away what came of a transfer, and its offer."""
+        self._keys.pop(offer.transfer, None)
         with contextlib.suppress(ProtocolError):
             self._transfers.begin(offer.plan).discard()
         self._offer_path(offer.transfer).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Literal
 from agent.crypto import canonical, sealing
 from agent.crypto.sealing import TAG_BYTES
 from agent.federation.messages import Offer
-from agent.transport.transfer import CHUNK_BYTES
+from agent.transport.transfer import CHUNK_BYTES, Check, TransferPlan
 
 PLAIN_CHUNK_BYTES = CHUNK_BYTES - TAG_BYTES
 
@@ -92,6 +92,15 @@ def make_offer(
         sha256=whole.digest(),
         sealed_key=sealed_key,
     )
+
+
+def check_of(key: bytes, plan: TransferPlan) -> Check:
+    """Give what tells a chunk of a transfer from what was sealed: whether it opens with the transfer's key.
+
+    So each is judged as it arrives, and one that was damaged is asked for alone; nothing more has to travel for it.
+    """
+    last = plan.chunk_count - 1
+    return lambda index, chunk: sealing.is_intact(chunk, key, index, final=index == last)
 
 
 def adapter_key(content_key: bytes, content_sha256: bytes) -> bytes:

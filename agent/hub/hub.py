@@ -80,13 +80,13 @@ class Hub:
     async def run(self) -> None:
         """Run until cancelled."""
         self._reception.load()
+        self._link.on_state(self._link_changed)
         async with self._link:
             topics = self._publisher.topics
             await self._link.subscribe(topics.all_joins())
             await self._link.subscribe(topics.all_from())
             self._publisher.started()
             self._conductor.resume()
-            self._link.on_state(self._link_changed)
             broker = without_credentials(self._config.broker)
             self._events.say(
                 "hub-ready",
@@ -110,7 +110,7 @@ class Hub:
                     await self._look.wait()
 
     def _link_changed(self, state: LinkState) -> None:
-        self._events.say("link", f"broker: {state.reason}", connected=state.connected)
+        self._events.say("link", f"broker: {state.reason}", connected=state.connected, broker=state.broker)
         if state.connected:
             self._speak.set()
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +27,21 @@ from agent.errors import (
     UpdateRefusedError,
 )
 from agent.federation.messages import Chunk, Offer, Receipt
-from agent.federation.sealing import update_info
+from agent.federation.sealing import check_of, update_info
 from agent.governance.charter import Charter
 from agent.hub.placing import RoundTerms, Situation, place
 from agent.hub.store import HubStore, UpdateRow
 from agent.llm.adapter import Adapter
 from agent.paths import BlobStore, explained_disk
-from agent.transport.transfer import IncomingTransfer, TransferStore
+from agent.transport.transfer import Check, DamagedChunksError, IncomingTransfer, TransferStore, ranges
 from agent.update.delta import Delta
 from agent.update.wire import UpdateHeader, decode_update
+
+KEYS_AT_HAND = 256
+"""Keys of transfers that need not be opened again for each chunk."""
+
+MAX_DAMAGED = 3
+"""How often chunks of one transfer may come that do not open, though their sender signed them, before it is refused."""
 
 MAX_OPEN_TRANSFERS = 4
 """Unfinished transfers that one device may have; one more puts out the oldest."""
@@ -99,6 +106,8 @@ class Inbox:
         self._directory = directory
         self._community = community
         self._at_hand: OrderedDict[tuple[str, bytes], tuple[Offer, IncomingTransfer]] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
+        self._times_damaged: Counter[tuple[str, bytes]] = Counter()
 
     def offered(self, device: str, offer: Offer, context: RoundContext | None) -> Outcome:
         """Take in an offer: refuse it before anything travels, or ask for the chunks that are missing."""
@@ -109,12 +118,14 @@ class Inbox:
             return Outcome(receipt=settled)
         try:
             current = _require(context)
-            current.accept(device, offer)
+            _merge, terms = current.accept(device, offer)
             self._require_first(device, offer.round)
             room = self._transfers(device, current)
-            transfer = room.begin(offer.plan)
+            transfer = room.begin(offer.plan, check=self._check(device, offer, terms))
         except UpdateRefusedError as refusal:
             return self._refuse(device, offer, refusal)
+        except SealBrokenError as error:
+            return self._refuse(device, offer, _broken(error))
         except OversizedMessageError as error:
             return self._refuse(device, offer, UpdateRefusedError(str(error), advice=error.advice, reason="oversized"))
         self._keep_offer(device, offer)
@@ -135,13 +146,19 @@ class Inbox:
         if settled is not None:
             return Outcome(receipt=settled)
         current = _require(context)
-        offer, transfer = self._under_way(device, chunk.transfer, current)
+        offer = self._offer(device, chunk.transfer)
         try:
-            current.accept(device, offer)
+            _merge, terms = current.accept(device, offer)
             self._require_first(device, offer.round)
+            transfer = self._under_way(device, offer, current, terms)
         except UpdateRefusedError as refusal:
             return self._refuse(device, offer, refusal)
-        transfer.add(chunk.index, chunk.data)
+        except SealBrokenError as error:
+            return self._refuse(device, offer, _broken(error))
+        try:
+            transfer.add(chunk.index, chunk.data)
+        except DamagedChunksError as error:
+            return self._damaged(device, offer, error)
         return self._finish(device, offer, transfer, current) if transfer.complete else Outcome(receipt=None)
 
     def tidy(self, device: str, outcome: Outcome) -> None:
@@ -156,17 +173,13 @@ class Inbox:
         try:
             merge, terms = context.accept(device, offer)
             body = self._open(device, offer, transfer, terms)
-            header, delta = _check(body, offer, context, terms)
-        except TransferError:
-            # The whole is not what was announced, and nobody knows which chunk is wrong: all of it is asked for again.
-            again = self._transfers(device, context).begin(offer.plan)
-            self._hold(device, offer, again)
-            return Outcome(receipt=Receipt(about=offer.transfer, state="missing", missing=again.missing_ranges()[:256]))
+            header, delta = _check_update(body, offer, context, terms)
+        except DamagedChunksError as error:  # on this disk
+            return self._ask_again(offer, error.chunks)
         except UpdateRefusedError as refusal:
             return self._refuse(device, offer, refusal)
-        except (SealBrokenError, OversizedMessageError) as error:
-            broken = UpdateRefusedError(str(error), advice=error.advice, reason="seal-broken")
-            return self._refuse(device, offer, broken)
+        except (TransferError, SealBrokenError, OversizedMessageError) as error:
+            return self._refuse(device, offer, _broken(error))
         row = UpdateRow(
             update_id=self._blobs.put(body),
             round=offer.round,
@@ -188,9 +201,36 @@ class Inbox:
         done = Receipt(about=offer.transfer, state="done")
         return Outcome(receipt=done, counted=row, superseded=superseded, over=offer.transfer)
 
+    def _damaged(self, device: str, offer: Offer, error: DamagedChunksError) -> Outcome:
+        """Ask once more for a chunk that is not what was sealed; not for ever, since its sender signed it."""
+        self._times_damaged[device, offer.transfer] += 1
+        if self._times_damaged[device, offer.transfer] > MAX_DAMAGED:
+            return self._refuse(device, offer, _broken(error))
+        return self._ask_again(offer, error.chunks)
+
+    def _ask_again(self, offer: Offer, chunks: Sequence[int]) -> Outcome:
+        return Outcome(receipt=Receipt(about=offer.transfer, state="missing", missing=ranges(chunks)[:256]))
+
+    def _check(self, device: str, offer: Offer, terms: RoundTerms) -> Check:
+        """Give what tells the chunks of an update from others.
+
+        Raises:
+            SealBrokenError: the offer's key does not open.
+        """
+        return check_of(self._key(device, offer, terms), offer.plan)
+
+    def _key(self, device: str, offer: Offer, terms: RoundTerms) -> bytes:
+        """Give the key that an update's chunks were sealed with."""
+        known = self._keys.get((device, offer.sealed_key))
+        if known is None:
+            info = update_info(self._community, device, offer.transfer, offer.round, offer.adapter)
+            known = self._keys[device, offer.sealed_key] = terms.seal_key.unseal(offer.sealed_key, info)
+            while len(self._keys) > KEYS_AT_HAND:
+                self._keys.popitem(last=False)
+        return known
+
     def _open(self, device: str, offer: Offer, transfer: IncomingTransfer, terms: RoundTerms) -> bytes:
-        info = update_info(self._community, device, offer.transfer, offer.round, offer.adapter)
-        key = terms.seal_key.unseal(offer.sealed_key, info)
+        key = self._key(device, offer, terms)
         whole = transfer.assemble()
         size = offer.chunk_bytes
         return open_stream((whole[start : start + size] for start in range(0, len(whole), size)), key, len(whole))
@@ -231,23 +271,32 @@ class Inbox:
             self._directory / device, max_bytes=largest, max_total_bytes=MAX_OPEN_TRANSFERS * largest, durable=False
         )
 
-    def _under_way(self, device: str, transfer: bytes, context: RoundContext) -> tuple[Offer, IncomingTransfer]:
+    def _offer(self, device: str, transfer: bytes) -> Offer:
+        """Give what announced a transfer, also before a restart.
+
+        Raises:
+            TransferError: nothing did.
+        """
+        found = self._at_hand.get((device, transfer))
+        if found is not None:
+            return found[0]
+        try:
+            return Offer.decode(self._offer_path(device, transfer).read_bytes())
+        except (FileNotFoundError, ProtocolError) as cause:
+            raise TransferError("a chunk came of a transfer that was not offered", advice="It was dropped.") from cause
+
+    def _under_way(self, device: str, offer: Offer, context: RoundContext, terms: RoundTerms) -> IncomingTransfer:
         """Give a transfer that was offered, also before a restart.
 
         Raises:
-            TransferError: it was not.
+            SealBrokenError: its key does not open.
         """
-        found = self._at_hand.get((device, transfer))
+        found = self._at_hand.get((device, offer.transfer))
         if found is None:
-            try:
-                offer = Offer.decode(self._offer_path(device, transfer).read_bytes())
-            except (FileNotFoundError, ProtocolError) as cause:
-                raise TransferError(
-                    "a chunk came of a transfer that was not offered", advice="It was dropped."
-                ) from cause
-            found = (offer, self._transfers(device, context).begin(offer.plan))
+            check = self._check(device, offer, terms)
+            found = (offer, self._transfers(device, context).begin(offer.plan, check=check))
             self._hold(device, *found)
-        return found
+        return found[1]
 
     def _hold(self, device: str, offer: Offer, transfer: IncomingTransfer) -> None:
         """Have a transfer at hand for its next chunk."""
@@ -272,6 +321,7 @@ class Inbox:
 
     def _forget(self, device: str, transfer: bytes) -> None:
         self._at_hand.pop((device, transfer), None)
+        self._times_damaged.pop((device, transfer), None)
         shutil.rmtree(self._directory / device / transfer.hex(), ignore_errors=True)
         self._offer_path(device, transfer).unlink(missing_ok=True)
 
@@ -307,7 +357,7 @@ def _require(context: RoundContext | None) -> RoundContext:
     return context
 
 
-def _check(body: bytes, offer: Offer, context: RoundContext, terms: RoundTerms) -> tuple[UpdateHeader, Delta]:
+def _check_update(body: bytes, offer: Offer, context: RoundContext, terms: RoundTerms) -> tuple[UpdateHeader, Delta]:
     """Hold an opened update against the charter and its own offer.
 
     Raises:
@@ -343,6 +393,10 @@ def _check(body: bytes, offer: Offer, context: RoundContext, terms: RoundTerms) 
             reason="norm",
         )
     return header, delta
+
+
+def _broken(error: ProtocolError) -> UpdateRefusedError:
+    return UpdateRefusedError(str(error), advice=error.advice, reason="seal-broken")
 
 
 def _second(device: str, number: int) -> UpdateRefusedError:

@@ -29,6 +29,7 @@ def build_hub(store: HubStore, identity: Identity, *, broker: str, events: Event
         password=password,
         protocol=mqtt_protocol(),
         allow_plaintext=config.allow_plaintext,
+        patient=True,
     )
     return Hub(store=store, identity=identity, link=link, events=events)
 

@@ -20,7 +20,7 @@ from agent.hub.store import HubConfig, ReleaseRow, create_store, open_store
 from agent.llm.gguf_file import linear_names, open_gguf, sha256_file, target_shapes
 from agent.paths import BlobStore, Home
 from agent.transport.access import join_user
-from agent.transport.address import BrokerAddress
+from agent.transport.address import parse_brokers
 from agent.update.start import initial_adapter
 
 
@@ -29,7 +29,7 @@ class HubPlan:
     """What `bramble hub init` was asked for.
 
     Attributes:
-        broker: URL of a broker of your own; none for the embedded one.
+        broker: URL of a broker of your own, or several separated by commas; none for the embedded one.
         device_broker: URL of the same broker as devices reach it, with an account for them; none for ``broker``.
         last_round: close the community after it; none for never.
         keep_releases: how many of the newest releases can be gone back to.
@@ -80,8 +80,9 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
             f"there is a hub or device in {home.root} already",
             advice="Use it, or choose another directory with --home. Nothing was changed.",
         )
-    for url in filter(None, (plan.broker, plan.device_broker)):
-        BrokerAddress.parse(url).require_privacy(allow_plaintext=plan.allow_plaintext)
+    for urls in filter(None, (plan.broker, plan.device_broker)):
+        for address in parse_brokers(urls):
+            address.require_privacy(allow_plaintext=plan.allow_plaintext)
     shapes = target_shapes(open_gguf(plan.base), plan.charter.target_modules)
     first = initial_adapter(
         shapes,

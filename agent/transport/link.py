@@ -45,6 +45,8 @@ class LinkState:
     connected: bool
     reason: str
     """Why, in a few words for a person."""
+    broker: str = ""
+    """Which broker it is about, without credentials; empty where none is in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +63,20 @@ class Presence:
 
 
 class Link(Protocol):
-    """A connection to one broker that mends itself.
+    """A connection to one broker, of one or several to choose from, that mends itself.
 
     Use it as an async context manager; entering it connects. All methods belong to the event loop that entered it.
+
+    A *patient* link, which is for services, may be entered while no broker can be reached: it goes on trying, says so
+    through ``on_state``, and whatever needs the broker waits. Where a broker then refuses it for good, before it was
+    ever connected, everything that waits raises ``BrokerRefusedError``. Once a link was connected, nothing ends it.
     """
 
     async def __aenter__(self) -> Self:
         """Connect.
 
         Raises:
-            BrokerUnreachableError: nobody answers there.
+            BrokerUnreachableError: nobody answers there; not from a patient link.
             BrokerRefusedError: the broker does not want this client.
         """
         ...
@@ -112,11 +118,18 @@ class Link(Protocol):
         ...
 
     def messages(self) -> AsyncIterator[Message]:
-        """Give messages as they come, until the link closes. For one consumer."""
+        """Give messages as they come, until the link closes. For one consumer.
+
+        What waits for the consumer is bounded; what comes beyond is left with the broker, the newest first, which
+        sends it again once there is room.
+        """
         ...
 
     def on_state(self, callback: Callable[[LinkState], None]) -> None:
-        """Have ``callback`` called in the event loop whenever the link breaks or is back."""
+        """Have ``callback`` called in the event loop whenever the link breaks or is back.
+
+        Registered before the link is entered, it also hears of the first connection, or why there is none yet.
+        """
         ...
 
     async def wait_connected(self, within: float) -> None:

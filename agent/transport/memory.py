@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.errors import BrokerRefusedError, BrokerUnreachableError
+from agent.transport.backoff import Backoff
 from agent.transport.exchange import Allowed, Attachment, Delivery, Exchange, Limits, Observer, Will
 from agent.transport.link import LinkState, Message, Presence, check_size
 
@@ -85,6 +86,7 @@ class MemoryLink:
         password: with what.
         presence: called before each connection.
         lasting: whether the broker keeps the session over a break.
+        patient: whether to wait for a broker that is down at first.
     """
 
     def __init__(
@@ -96,7 +98,12 @@ class MemoryLink:
         password: str = "",
         presence: Callable[[], Presence] | None = None,
         lasting: bool = True,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
+        self._failure: BrokerRefusedError | None = None
+        self._backoff = Backoff(first=0.01, most=0.05)
+        self._was_connected = False
         self._broker = broker
         self._client_id = client_id
         self._username = username
@@ -114,9 +121,13 @@ class MemoryLink:
         self._mender: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        if not self._broker.up:
+        if self._broker.up:
+            self._connect()
+        elif self._patient:
+            self._tell(LinkState(connected=False, reason="waiting for the broker (in memory: it is down)"))
+            self._mender = asyncio.get_running_loop().create_task(self._mend(0.0))
+        else:
             raise BrokerUnreachableError("The broker in memory is down.", advice="Bring it back.")
-        self._connect()
         return self
 
     async def __aexit__(
@@ -149,7 +160,7 @@ class MemoryLink:
         """Wait until the broker can be reached; see ``Link``."""
         try:
             async with asyncio.timeout(within):
-                await self._connected.wait()
+                await self._attached()
         except TimeoutError:
             raise BrokerUnreachableError(
                 f"The broker in memory was not back within {within:g} seconds.", advice="Bring it back."
@@ -183,6 +194,8 @@ class MemoryLink:
         while True:
             if self._incoming:
                 yield self._incoming.popleft()
+            elif self._failure is not None:
+                raise self._failure
             elif self._closed:
                 return
             else:
@@ -230,7 +243,8 @@ class MemoryLink:
             if self._broker.exchange.subscribe(attachment, topic_filter, 1) is not None:
                 self._broker.exchange.send_retained(attachment, topic_filter)
         self._connected.set()
-        self._tell(LinkState(connected=True, reason="connected"))
+        self._was_connected = True
+        self._tell(LinkState(connected=True, reason="connected to the broker in memory", broker="memory"))
 
     def _deliver(self, delivery: Delivery) -> None:
         attachment = self._attachment
@@ -249,29 +263,41 @@ class MemoryLink:
 
     def _taken_over(self) -> None:
         self._attachment = None
-        self._lost()
+        self._backoff.broke(after=0.0, taken_over=True)
+        self._lost("another link connected with this client id", wait=self._backoff.wait())
 
-    def _lost(self) -> None:
+    def _lost(self, reason: str = "the connection broke", *, wait: float = 0.0) -> None:
         self._connected.clear()
         self._broker.note(self, attached=False)
-        self._tell(LinkState(connected=False, reason="the connection broke"))
+        self._tell(LinkState(connected=False, reason=reason, broker="memory"))
         if not self._closed and (self._mender is None or self._mender.done()):
-            self._mender = asyncio.get_running_loop().create_task(self._mend())
+            self._mender = asyncio.get_running_loop().create_task(self._mend(wait))
 
-    async def _mend(self) -> None:
-        await asyncio.sleep(0)
+    async def _mend(self, wait: float) -> None:
+        await asyncio.sleep(wait)
         while not self._closed:
             await self._broker.wait_back()
-            with contextlib.suppress(BrokerRefusedError):
+            try:
                 self._connect()
+            except BrokerRefusedError as error:
+                if not self._was_connected:
+                    self._failure = error
+                    self._tell(LinkState(connected=False, reason=str(error)))
+                    self._connected.set()  # whoever waits finds that it failed
+                    self._arrived.set()
+                    return
+                await asyncio.sleep(0.01)
+            else:
                 return
-            await asyncio.sleep(0.01)
 
     async def _attached(self) -> Attachment:
         while not self._closed:
             await self._connected.wait()
+            if self._failure is not None:
+                raise self._failure
             if self._attachment is not None:
                 return self._attachment
+            await asyncio.sleep(0)
         raise BrokerUnreachableError("The link to the broker in memory was closed.", advice="Open another one.")
 
     def _tell(self, state: LinkState) -> None:

@@ -4,7 +4,8 @@ It lives in the device's SQLite file. A message is on disk, synced, before ``put
 application says that the receiver has it durably; the broker's acknowledgement is not enough. So a machine that dies at
 any instruction sends everything at least once, and the receiver counts it once by its id.
 
-Bounded: when it is full, ``put`` refuses the new and keeps the old. All calls come from one thread.
+Bounded: when it is full, ``put`` refuses the new and keeps the old: what was promised first is delivered first, and
+whoever makes more is told at once. Nothing in here is ever dropped. All calls come from one thread.
 """
 
 from __future__ import annotations
@@ -176,8 +177,9 @@ class Outbox:
         if self._next_counter >= self._reserved:
             with self._transaction():
                 (start,) = self._connection.execute("SELECT next FROM outbox_counter").fetchone()
-                if not self._reserved:  # a database restored from a backup must not give again what it gave since
-                    start = max(start, time.time_ns() // 1_000_000)
+                # A database restored from a backup must not give again what it gave since, not even where the clock was
+                # put right only after the start. A clock that went back changes nothing: numbers only grow.
+                start = max(start, time.time_ns() // 1_000_000)
                 self._connection.execute("UPDATE outbox_counter SET next = ?", (start + COUNTER_BLOCK,))
             self._next_counter, self._reserved = start, start + COUNTER_BLOCK
         counter = self._next_counter

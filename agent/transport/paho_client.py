@@ -1,10 +1,12 @@
-"""paho's client with its thread, in a form that an event loop can live with.
+"""One connection by paho's client and its thread, in a form that an event loop can live with.
 
-paho runs its network loop in a thread of its own; what happens there is posted to the event loop as typed events.
-Three things are done for paho: it is never handed a packet while the connection is down (it would send it ahead of
-CONNECT), a message is never acknowledged on another connection than the one it came by (packet ids are used again), and
-the waiting time between two attempts is drawn at random from 0 up to a bound that doubles ("full jitter"), so that a
-fleet does not storm back.
+paho runs its network loop in a thread of its own; what happens there is told in the event loop, in order. A client is
+made for one connection and then thrown away: whoever wants another one makes another (``agent.transport.mending``).
+So paho never mends anything itself, nothing is sent ahead of CONNECT, and nothing is acknowledged on another connection
+than the one it came by, where packet ids mean other messages.
+
+Two of paho's own steps are replaced, because it reads ``mqtt_proxy`` for brokers on this machine too, and leaves
+sockets open when TLS or WebSockets are not agreed on.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import socket
 import ssl
 import threading
@@ -27,7 +28,8 @@ from paho.mqtt.properties import Properties
 
 from agent.transport.address import BrokerAddress
 from agent.transport.link import Message, Presence
-from agent.transport.refusals import NO_ANSWER
+from agent.transport.proxies import Proxy
+from agent.transport.refusals import NO_ANSWER, TAKEN_OVER
 
 RECEIVE_MAXIMUM = 20
 """Messages the broker may have unacknowledged towards us (MQTT 5)."""
@@ -35,36 +37,36 @@ RECEIVE_MAXIMUM = 20
 MAX_INCOMING_BYTES = 128 * 1024
 """The largest packet the broker is asked to send (MQTT 5)."""
 
+CONNECT_SECONDS = 10.0
+"""How long a broker may take from the first packet of TCP to CONNACK."""
+
+_STEP_SECONDS = 5.0
 _FAREWELL_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """Who connects, and how; see ``MqttLink``."""
+class Terms:
+    """How a link connects, whichever broker it is; see ``MqttLink``."""
 
     client_id: str
-    username: str | None
-    password: str | None
     session_seconds: int
     max_inflight: int
     keepalive: int
-    connect_seconds: float
     ca_file: Path | None
-    backoff: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a connection ended."""
+
+    why: str
+    taken_over: bool = False
+    """Whether the broker says that another connection with our client id took its place (MQTT 5)."""
 
 
 class Events(Protocol):
     """What is told to the event loop, in its own thread and in the order it happened."""
-
-    def is_up(self, limit: int) -> None:
-        """The broker took us in and wants at most ``limit`` publishes in flight."""
-
-    def is_refused(self, code: int) -> None:
-        """The broker did not take us in: a reason code of MQTT 5, or ``NO_ANSWER``."""
-
-    def is_down(self, why: str) -> None:
-        """The connection broke."""
 
     def is_published(self, mid: int, refusal: str | None) -> None:
         """A publish was acknowledged, or refused."""
@@ -77,39 +79,43 @@ class Events(Protocol):
 
 
 class PahoClient:
-    """One paho client for one version of MQTT.
+    """One connection to one broker with one version of MQTT. Belongs to the event loop that made it.
 
     Args:
-        address: where to go.
-        credentials: as whom.
+        address: where to go, and as whom.
+        proxy: what leads there; None to go directly.
+        terms: how.
         version: 5, or 4 for 3.1.1.
-        presence: what to say about being there; asked in paho's thread before each attempt.
-        events: who is told.
-        loop: where it is told.
+        presence: what to say about being there.
+        events: who is told, between ``open`` and the end.
     """
 
     def __init__(
         self,
         *,
         address: BrokerAddress,
-        credentials: Credentials,
+        proxy: Proxy | None,
+        terms: Terms,
         version: Literal[5, 4],
-        presence: Callable[[], Presence | None],
+        presence: Presence | None,
         events: Events,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._address = address
-        self._credentials = credentials
+        self.address = address
+        self.presence = presence
+        self.limit = terms.max_inflight
+        """Publishes that the broker takes in flight."""
+        self._proxy = proxy
+        self._terms = terms
         self._version = version
-        self._presence = presence
         self._events = events
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[int] = self._loop.create_future()  # 0 or a reason code
+        self.over: asyncio.Future[End] = self._loop.create_future()
+        """Has the end of a connection that stood, once it broke."""
         self._gate = threading.Lock()  # what follows is shared by the two threads
         self._up = False
-        self._settled = False  # whether there ever was a connection
-        self._connection = 0
-        self._attempts = 0
-        self._armed: Presence | None = None
+        self._cut = False
+        self._line: socket.socket | None = None
         self._client = self._make()
 
     @property
@@ -117,51 +123,50 @@ class PahoClient:
         """Whether the connection stands."""
         return self._up
 
-    @property
-    def armed(self) -> Presence | None:
-        """The presence whose will this connection carries."""
-        return self._armed
-
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def dial(self) -> None:
-        """Open the socket and send CONNECT; blocks, so it belongs in a thread. Then ``start``.
+    async def open(self) -> int:
+        """Connect; gives 0, or why the broker does not want us. Unless it gives 0, nothing is left behind.
 
         Raises:
-            OSError: nobody answers there, or TLS does not agree.
+            OSError: nobody answers there, or TLS, WebSockets or the proxy do not agree.
         """
-        extra: dict[str, Any] = {}
-        if self._version == 5:
-            properties = Properties(PacketTypes.CONNECT)
-            properties.ReceiveMaximum = RECEIVE_MAXIMUM
-            properties.MaximumPacketSize = MAX_INCOMING_BYTES
-            if self._credentials.session_seconds:
-                properties.SessionExpiryInterval = self._credentials.session_seconds
-            extra = {"properties": properties, "clean_start": not self._credentials.session_seconds}
-        self._client.connect(self._address.host, self._address.port, self._credentials.keepalive, **extra)
-
-    def start(self) -> None:
-        """Start paho's thread."""
-        self._client.loop_start()
+        dialing = asyncio.ensure_future(asyncio.to_thread(self._dial))
+        code = NO_ANSWER
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.shield(dialing)
+                self._client.loop_start()
+                code = await self._answer
+        finally:
+            if code:
+                self.cut()
+                with contextlib.suppress(Exception):
+                    await to_the_end(dialing)
+                await to_the_end(asyncio.create_task(self.stop()))
+        return code
 
     async def stop(self) -> None:
-        """End paho's thread and close its sockets, however the connection stands."""
+        """Say goodbye if the connection stands, end paho's thread and close its sockets."""
         with self._gate:
             self._up = False
+        if not self.over.done():
+            self.over.cancel()  # nothing is told from here on
         self._client.disconnect()
         ending = asyncio.ensure_future(asyncio.to_thread(self._client.loop_stop))
         while True:
             await asyncio.wait({ending}, timeout=_FAREWELL_SECONDS)
             if ending.done():
                 break
-            self._client.disconnect()  # it was connecting at that moment, or the broker does not read: cut the line
-            self.cut()
+            self.cut()  # the broker does not read
         await ending
         self._client.reinitialise()  # closes what loop_stop leaves open
 
     def cut(self) -> None:
-        """Break the connection under paho, which then sees a lost one and mends it."""
-        line = self._client.socket()
+        """Break the connection under paho, even while it is being opened."""
+        with self._gate:
+            self._cut = True
+            line = self._line
         if line is not None:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
@@ -169,12 +174,12 @@ class PahoClient:
     # -- sending; each gives None while the connection is down --------------------------------------------------------
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
-        """Publish with QoS 1; gives the id that ``is_published`` will name. paho sends it again over any break."""
+        """Publish with QoS 1; gives the id that ``is_published`` will name, unless the connection breaks first."""
         with self._gate:
             if not self._up:
                 return None
             info = self._client.publish(topic, payload, qos=1, retain=retain)
-        if info.rc not in (paho.MQTT_ERR_SUCCESS, paho.MQTT_ERR_NO_CONN):  # without connection paho keeps it
+        if info.rc not in (paho.MQTT_ERR_SUCCESS, paho.MQTT_ERR_NO_CONN):
             raise RuntimeError(f"paho did not take a message: {paho.error_string(info.rc)}")
         return int(info.mid)
 
@@ -192,53 +197,102 @@ class PahoClient:
             if self._up:
                 self._client.unsubscribe(topic_filter)
 
-    def _acknowledge(self, connection: int, mid: int) -> None:
+    def _acknowledge(self, mid: int) -> None:
         with self._gate:
-            if self._up and self._connection == connection:
+            if self._up:
                 self._client.ack(mid, 1)
+
+    # -- in a thread: opening the line --------------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        """Open the socket and send CONNECT.
+
+        Raises:
+            OSError: nobody answers there, or TLS, WebSockets or the proxy do not agree.
+        """
+        extra: dict[str, Any] = {}
+        if self._version == 5:
+            properties = Properties(PacketTypes.CONNECT)
+            properties.ReceiveMaximum = RECEIVE_MAXIMUM
+            properties.MaximumPacketSize = MAX_INCOMING_BYTES
+            if self._terms.session_seconds:
+                properties.SessionExpiryInterval = self._terms.session_seconds
+            extra = {"properties": properties, "clean_start": not self._terms.session_seconds}
+        try:
+            self._client.connect(self.address.host, self.address.port, self._terms.keepalive, **extra)
+        except BaseException as error:
+            if self._line is not None:
+                self._line.close()
+            if isinstance(error, paho.WebsocketConnectionError):
+                raise ConnectionError("there is no MQTT over WebSockets at that path") from error
+            raise
+
+    def _open_line(self) -> socket.socket:
+        """Open the socket, in place of paho."""
+        where = (self.address.host, self.address.port)
+        if self._proxy is None:
+            line = socket.create_connection(where, timeout=_STEP_SECONDS)
+        else:
+            line = self._proxy.connect(*where, _STEP_SECONDS)
+        line.settimeout(_STEP_SECONDS)
+        with contextlib.suppress(OSError):
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._keep(line)
+
+    def _encrypt(self, line: socket.socket) -> ssl.SSLSocket:
+        """Agree on TLS, in place of paho."""
+        context = ssl.create_default_context(cafile=self._terms.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        encrypted = context.wrap_socket(line, server_hostname=self.address.host, do_handshake_on_connect=False)
+        self._keep(encrypted)
+        encrypted.do_handshake()
+        return encrypted
+
+    def _keep(self, line: socket.socket) -> socket.socket:
+        """Remember the socket, so that it can be cut."""
+        with self._gate:
+            self._line = line
+            if self._cut:
+                raise ConnectionAbortedError
+        return line
 
     # -- in paho's thread ---------------------------------------------------------------------------------------------
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have something told in the event loop, unless the connection has ended by then."""
         with contextlib.suppress(RuntimeError):  # the event loop is closed
-            self._loop.call_soon_threadsafe(function, *arguments)
+            self._loop.call_soon_threadsafe(self._tell, function, arguments)
 
-    def _on_pre_connect(self, client: Any, _userdata: object) -> None:
-        armed = self._presence()
+    def _tell(self, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        if not self.over.done():
+            function(*arguments)
+
+    def _on_connect(self, _client: Any, _userdata: object, _flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._post(self._is_answered, int(reason.value))
+            return
+        self.limit = min(self.limit, int(getattr(properties, "ReceiveMaximum", self.limit)))
+        with self._gate:
+            self._up = True
+        self._post(self._is_answered, 0)
+
+    def _on_disconnect(self, _client: Any, _userdata: object, _flags: Any, reason: Any, _properties: Any) -> None:
         with self._gate:
             self._up = False
-            self._connection += 1
-            self._armed = armed
-        if armed is not None:
-            client.will_set(armed.topic, armed.will, qos=1, retain=True)
+        self._post(self._has_ended, End(why=str(reason).lower(), taken_over=reason.value == TAKEN_OVER))
 
-    def _on_connect(self, client: Any, _userdata: object, _flags: Any, reason: Any, properties: Any) -> None:
-        if reason.is_failure:
-            self._wait_or_give_up(client)
-            self._post(self._events.is_refused, int(reason.value))
-            return
-        most = self._credentials.max_inflight
-        limit = min(most, int(getattr(properties, "ReceiveMaximum", most)))
-        with self._gate:
-            self._attempts = 0
-            self._up = self._settled = True
-        self._post(self._events.is_up, limit)
+    def _is_answered(self, code: int) -> None:
+        if not self._answer.done():
+            self._answer.set_result(code)
 
-    def _on_connect_fail(self, client: Any, _userdata: object) -> None:
-        self._wait_longer(client)
-
-    def _on_disconnect(self, client: Any, _userdata: object, _flags: Any, reason: Any, _properties: Any) -> None:
-        with self._gate:
-            was_up, self._up = self._up, False
-            self._connection += 1
-        self._wait_or_give_up(client)
-        if was_up:
-            self._post(self._events.is_down, str(reason))
+    def _has_ended(self, end: End) -> None:
+        if self._answer.done():
+            self.over.set_result(end)
         else:
-            self._post(self._events.is_refused, NO_ANSWER)
+            self._answer.set_result(NO_ANSWER)
 
     def _on_message(self, _client: Any, _userdata: object, received: Any) -> None:
-        connection, mid, qos = self._connection, int(received.mid), int(received.qos)
+        mid, qos = int(received.mid), int(received.qos)
         try:
             topic = str(received.topic)
         except UnicodeDecodeError:
@@ -247,7 +301,7 @@ class PahoClient:
             topic=topic,
             payload=bytes(received.payload),
             retained=bool(received.retain),
-            _acknowledge=lambda: self._acknowledge(connection, mid) if qos else None,
+            _acknowledge=lambda: self._acknowledge(mid) if qos else None,
         )
         self._post(self._events.has_arrived, message)
 
@@ -258,69 +312,59 @@ class PahoClient:
         granted = not any(reason.is_failure for reason in reasons)
         self._post(lambda: self._events.is_subscribed(mid, granted=granted))
 
-    def _wait_or_give_up(self, client: Any) -> None:
-        if self._settled:
-            self._wait_longer(client)
-        else:  # the first connection is tried once, and whoever opens the link is told
-            client.disconnect()
-
-    def _wait_longer(self, client: Any) -> None:
-        """Draw how long paho waits before its next attempt (full jitter: Brooker, 2015)."""
-        first, most = self._credentials.backoff
-        bound = min(most, first * 2.0 ** min(self._attempts, 30))
-        self._attempts += 1
-        delay = random.uniform(0.0, bound)  # noqa: S311 - spreads load, guards nothing
-        client.reconnect_delay_set(delay, delay)
-
     # -- making it ----------------------------------------------------------------------------------------------------
 
     def _make(self) -> Any:
-        credentials = self._credentials
+        terms, address = self._terms, self.address
         client = paho.Client(
             paho.CallbackAPIVersion.VERSION2,
-            client_id=credentials.client_id,
+            client_id=terms.client_id,
             protocol=paho.MQTTv5 if self._version == 5 else paho.MQTTv311,
-            clean_session=None if self._version == 5 else not credentials.session_seconds,
+            clean_session=None if self._version == 5 else not terms.session_seconds,
+            transport=address.transport,
+            reconnect_on_failure=False,
             manual_ack=True,
         )
-        client.connect_timeout = credentials.connect_seconds
-        client.max_inflight_messages_set(credentials.max_inflight)
+        client.connect_timeout = _STEP_SECONDS
+        client.max_inflight_messages_set(terms.max_inflight)
         client.suppress_exceptions = True  # an exception in a callback would end paho's thread
-        client.username_pw_set(credentials.username, credentials.password)
-        if self._address.tls:
-            context = ssl.create_default_context(cafile=credentials.ca_file)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.sslsocket_class = _TlsSocket
-            client.tls_set_context(context)
+        client.username_pw_set(address.username, address.password)
+        if self.presence is not None:
+            client.will_set(self.presence.topic, self.presence.will, qos=1, retain=True)
+        if address.path is not None:
+            client.ws_set_options(path=address.path)
+        if address.tls:
+            client.tls_set_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # has paho call _encrypt
+        client._create_socket_connection = self._open_line  # noqa: SLF001 - see the module
+        client._ssl_wrap_socket = self._encrypt  # noqa: SLF001 - see the module
         client.on_log = _report
-        client.on_socket_open = _send_at_once
-        client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
-        client.reconnect_delay_set(*credentials.backoff)
         return client
 
 
-class _TlsSocket(ssl.SSLSocket):
-    """A socket that is closed when the two sides do not agree; paho leaves it open."""
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - its signature
+async def to_the_end(task: asyncio.Future[None]) -> None:
+    """Wait for ``task`` to its end even if we are cancelled meanwhile, then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
         try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                break
+            cancelled = error
+        except Exception:  # noqa: BLE001 - taken from the task below
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen
+        raise cancelled
+    task.result()
 
 
 def _report(_client: Any, _userdata: object, _level: int, text: str) -> None:
     if "xception" in text:
         _log.error("paho: %s", text)
-
-
-def _send_at_once(_client: Any, _userdata: object, line: Any) -> None:
-    with contextlib.suppress(OSError):
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

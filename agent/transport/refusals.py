@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 
 NO_ANSWER = -1
 """In place of a reason code: the broker hung up before CONNACK."""
 
 UNSUPPORTED_VERSION = 132
+
+TAKEN_OVER = 142
+"""The reason of a DISCONNECT: another connection has our client id now (MQTT 5 section 3.14.2.1)."""
+
+_PASSING = frozenset({NO_ANSWER, 128, 131, 136, 137, 151, 159})
+"""What may be otherwise in a while: no words, unspecified, a fault of the broker's, busy, a quota or rate used up."""
 
 _REASONS = {
     NO_ANSWER: "it hung up without a word",
@@ -17,14 +24,18 @@ _REASONS = {
     134: "user name or password are wrong",
     135: "this user may not connect",
     136: "it is not available at the moment",
+    137: "it is busy",
     138: "this client is banned",
     151: "a quota is used up",
+    159: "too many connect at the same time",
 }
 _ADVICE = {
     UNSUPPORTED_VERSION: "Choose the other version of MQTT with the protocol setting.",
     134: "Check the credentials; a device gets new ones by joining again.",
     135: "Check the credentials; a device gets new ones by joining again.",
     136: "Try again in a while.",
+    137: "Try again in a while.",
+    159: "Try again in a while.",
 }
 
 
@@ -38,11 +49,16 @@ def advice(code: int) -> str:
     return _ADVICE.get(code, "Look into the broker's log; it says more.")
 
 
-def explain(error: OSError | ValueError) -> str:
+def is_final(code: int) -> bool:
+    """Whether trying again, without anything changed here, is of no use."""
+    return code not in _PASSING
+
+
+def explain(error: OSError | ValueError | RuntimeError) -> str:
     """Say what an error of the socket, the resolver or TLS means."""
     match error:
         case ssl.SSLCertVerificationError():
-            return f"its certificate is not valid here ({error.verify_message})"
+            return f"its certificate is not valid here ({error.verify_message}{_by_the_clock(error)})"
         case ssl.SSLError():
             return "it does not speak TLS as we do"
         case socket.gaierror():
@@ -53,3 +69,11 @@ def explain(error: OSError | ValueError) -> str:
             return text.lower()
         case _:
             return str(error)
+
+
+def _by_the_clock(error: ssl.SSLCertVerificationError) -> str:
+    """Name this machine's date where the certificate is too young or too old: a board without a battery wakes in 1970.
+
+    The codes are OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
+    """
+    return f"; the clock here says {time.strftime('%Y-%m-%d')}" if error.verify_code in (9, 10) else ""

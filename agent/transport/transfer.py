@@ -6,7 +6,12 @@ killed at any instruction finds on its return exactly the chunks it had, and ask
     <directory>/<transfer id>/plan      what was announced
     <directory>/<transfer id>/<index>   one chunk
 
-Sizes are judged before anything is allocated or written.
+Sizes are judged before anything is allocated or written. Where the receiver can tell a chunk from what was sent (its
+``Check``), each is judged when it comes, and again when the whole is put together: one that was damaged, on its way or
+on the disk, is asked for again alone.
+
+Bounded: what a transfer may take, and all of them together, is limited by what they announce; the new one is refused,
+and those that are here are kept.
 """
 
 from __future__ import annotations
@@ -18,10 +23,10 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 from agent.errors import DiskFullError, OversizedMessageError, StateError, TransferError
 
@@ -36,6 +41,21 @@ _PLAN = "plan"
 _PLAN_FORM = struct.Struct(">16sQI32s")
 _DIRECTORY = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _ADVICE = "The transfer is dropped; its sender starts it again."
+
+
+Check: TypeAlias = Callable[[int, bytes], bool]
+"""Is this, unchanged, the chunk of this index?"""
+
+
+class DamagedChunksError(TransferError):
+    """Some chunks are not what was sent, and only they have to come again."""
+
+    def __init__(self, chunks: Sequence[int]) -> None:
+        which = ", ".join(map(str, chunks[:8])) + (", …" if len(chunks) > 8 else "")
+        super().__init__(
+            f"{len(chunks)} chunks of a transfer were damaged: {which}.", advice="They are asked for again."
+        )
+        self.chunks = tuple(chunks)
 
 
 def split(data: bytes, *, max_chunk: int = CHUNK_BYTES) -> list[bytes]:
@@ -103,9 +123,18 @@ class TransferPlan:
 class IncomingTransfer:
     """A transfer on its way in. Made by ``TransferStore``."""
 
-    def __init__(self, *, directory: Path, plan: TransferPlan, have: set[int], durable: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        plan: TransferPlan,
+        have: set[int],
+        check: Check | None = None,
+        durable: bool = True,
+    ) -> None:
         self._directory = directory
         self._have = have
+        self._check = check
         self._durable = durable
         self.plan = plan
 
@@ -119,6 +148,7 @@ class IncomingTransfer:
 
         Raises:
             TransferError: no such chunk, or not as long as announced. Nothing was written.
+            DamagedChunksError: it is not what was sent. Nothing was written.
             DiskFullError: no room. What is here stays.
         """
         if not 0 <= index < self.plan.chunk_count:
@@ -132,6 +162,8 @@ class IncomingTransfer:
             )
         if index in self._have:
             return False
+        if self._check is not None and not self._check(index, data):
+            raise DamagedChunksError([index])
         _write(self._directory / str(index), data, durable=self._durable)
         self._have.add(index)
         return True
@@ -142,35 +174,49 @@ class IncomingTransfer:
 
     def missing_ranges(self) -> list[tuple[int, int]]:
         """Give the missing chunks as (first, how many), in order, for a receipt."""
-        ranges: list[tuple[int, int]] = []
-        for index in self.missing():
-            if ranges and sum(ranges[-1]) == index:
-                first, count = ranges[-1]
-                ranges[-1] = (first, count + 1)
-            else:
-                ranges.append((index, 1))
-        return ranges
+        return ranges(self.missing())
 
     def assemble(self) -> bytes:
         """Give the whole.
 
         Raises:
             TransferError: chunks are missing; or the whole is not what was announced, and then all of it is thrown
-                away, because nobody can say which chunk was wrong.
+                away, unless it can be said which chunks were wrong.
+            DamagedChunksError: these were, and are thrown away; the others stay.
         """
         if not self.complete:
             raise TransferError(
                 f"A transfer lacks {self.plan.chunk_count - len(self._have)} of {self.plan.chunk_count} chunks.",
                 advice="Wait for the rest of it.",
             )
-        data = bytearray()
-        for index in range(self.plan.chunk_count):
-            with contextlib.suppress(FileNotFoundError):
-                data += (self._directory / str(index)).read_bytes()
+        data = b"".join(map(self._read, range(self.plan.chunk_count)))
         if hashlib.sha256(data).digest() != self.plan.sha256:
+            self._discard_damaged()
             self.discard()
             raise TransferError("A transfer is complete, and not what was announced.", advice=_ADVICE)
-        return bytes(data)
+        return data
+
+    def _discard_damaged(self) -> None:
+        """Throw away the chunks that changed on the disk, if it can be said which.
+
+        Raises:
+            DamagedChunksError: these.
+        """
+        if self._check is None:
+            return
+        damaged = [index for index in range(self.plan.chunk_count) if not self._check(index, self._read(index))]
+        for index in damaged:
+            (self._directory / str(index)).unlink(missing_ok=True)
+            self._have.discard(index)
+        if damaged:
+            raise DamagedChunksError(damaged)
+
+    def _read(self, index: int) -> bytes:
+        """Give one chunk as it is on the disk; nothing where it vanished."""
+        try:
+            return (self._directory / str(index)).read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def discard(self) -> None:
         """Throw away what has come."""
@@ -195,8 +241,12 @@ class TransferStore:
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
 
-    def begin(self, plan: TransferPlan) -> IncomingTransfer:
+    def begin(self, plan: TransferPlan, *, check: Check | None = None) -> IncomingTransfer:
         """Begin a transfer, or go on with it if it is here already.
+
+        Args:
+            plan: what was announced.
+            check: tells a chunk from what was sent; without one, only sizes and the whole are held to the plan.
 
         Raises:
             OversizedMessageError: larger than allowed, alone or with the others. Nothing was written.
@@ -204,7 +254,7 @@ class TransferStore:
             DiskFullError: no room.
         """
         directory = self._directory / plan.hex_id
-        known = self._read(directory)
+        known = self._read(directory, check)
         if known is not None:
             if known.plan != plan:
                 raise TransferError("Two transfers have the same id.", advice=_ADVICE)
@@ -223,7 +273,7 @@ class TransferStore:
         with _disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
         _write(directory / _PLAN, plan.encode(), durable=self._durable)
-        return IncomingTransfer(directory=directory, plan=plan, have=set(), durable=self._durable)
+        return IncomingTransfer(directory=directory, plan=plan, have=set(), check=check, durable=self._durable)
 
     def stored(self) -> list[IncomingTransfer]:
         """Give every transfer that is here, as after a restart. Remains that cannot be used are removed."""
@@ -240,7 +290,7 @@ class TransferStore:
                 found.append(transfer)
         return found
 
-    def _read(self, directory: Path) -> IncomingTransfer | None:
+    def _read(self, directory: Path, check: Check | None = None) -> IncomingTransfer | None:
         try:
             with (directory / _PLAN).open("rb") as file:
                 plan = TransferPlan.decode(file.read(_PLAN_FORM.size + 1))
@@ -253,7 +303,19 @@ class TransferStore:
             and int(file.name) < plan.chunk_count
             and file.stat().st_size == plan.chunk_size(int(file.name))
         }
-        return IncomingTransfer(directory=directory, plan=plan, have=have, durable=self._durable)
+        return IncomingTransfer(directory=directory, plan=plan, have=have, check=check, durable=self._durable)
+
+
+def ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Give indices, which are in order, as (first, how many), for a receipt."""
+    found: list[tuple[int, int]] = []
+    for index in indices:
+        if found and sum(found[-1]) == index:
+            first, count = found[-1]
+            found[-1] = (first, count + 1)
+        else:
+            found.append((index, 1))
+    return found
 
 
 def _write(path: Path, data: bytes, *, durable: bool) -> None:

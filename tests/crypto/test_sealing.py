@@ -15,6 +15,7 @@ from agent.crypto.sealing import (
     ChunkOpener,
     ChunkSealer,
     SealKey,
+    is_intact,
     new_stream_key,
     open_stream,
     seal,
@@ -163,3 +164,17 @@ def test_another_key_does_not_open_a_stream() -> None:
         open_stream(chunks, b"short", 10)
     with pytest.raises(ValueError, match="one byte"):
         seal_stream(b"x", STREAM, 0)
+
+
+@given(st.binary(min_size=1, max_size=200), st.integers(1, 40), st.data())
+def test_a_chunk_is_intact_in_its_own_place_alone(plaintext: bytes, chunk_bytes: int, data: st.DataObject) -> None:
+    key = bytes(32)
+    chunks = seal_stream(plaintext, key, chunk_bytes)
+    last = len(chunks) - 1
+    place = data.draw(st.integers(0, last))
+    assert all(is_intact(chunk, key, index, final=index == last) for index, chunk in enumerate(chunks))
+    assert not is_intact(chunks[place], key, place + 1, final=place == last)
+    assert not is_intact(chunks[place], key, place, final=place != last)
+    assert not is_intact(chunks[place], bytes(31) + b"\1", place, final=place == last)
+    assert not is_intact(chunks[place][:-1], key, place, final=place == last)
+    assert not is_intact(b"", key, place, final=place == last)

@@ -138,31 +138,42 @@ def test_adapter_that_nobody_asked_for_is_refused(desk: Desk) -> None:
     assert list(desk.directory.iterdir()) == []
 
 
-def test_adapter_sealed_for_another_device_is_thrown_away_whole(desk: Desk) -> None:
+def test_adapter_sealed_for_another_device_is_refused_before_its_chunks_come(desk: Desk) -> None:
     fetcher, made = desk.fetcher(), desk.delivery(sealed_for=Identity.generate())
     fetcher.want(made.manifest)
-    fetcher.offered(made.offer)
-    for chunk in made.chunks[:-1]:
-        fetcher.arrived(chunk)
     with pytest.raises(SealBrokenError):
-        fetcher.arrived(made.chunks[-1])
+        fetcher.offered(made.offer)
+    with pytest.raises(TransferError):
+        fetcher.arrived(made.chunks[0])
     assert not desk.blobs.has(made.manifest.sha256)
     assert list(desk.directory.iterdir()) == []
 
 
-def test_chunk_that_was_changed_costs_a_second_try_and_nothing_else(desk: Desk) -> None:
+def test_chunk_that_was_changed_costs_a_second_try_of_that_chunk_alone(desk: Desk) -> None:
     fetcher, made = desk.fetcher(), desk.delivery()
     fetcher.want(made.manifest)
     fetcher.offered(made.offer)
     changed = made.chunks[0].model_copy(update={"data": bytes(len(made.chunks[0].data))})
-    for chunk in (changed, *made.chunks[1:-1]):
+    with pytest.raises(ProtocolError):
+        fetcher.arrived(changed)
+    for chunk in made.chunks[1:]:
         fetcher.arrived(chunk)
+    assert fetcher.want(made.manifest).missing == [(0, 1)]
+    fetcher.arrived(made.chunks[0])
+    assert desk.blobs.get(made.manifest.sha256) == made.data
+
+
+def test_chunk_that_changed_on_the_disk_is_asked_for_alone(desk: Desk) -> None:
+    fetcher, made = desk.fetcher(), desk.delivery()
+    fetcher.want(made.manifest)
+    fetcher.offered(made.offer)
+    for chunk in made.chunks[:-1]:
+        fetcher.arrived(chunk)
+    (desk.directory / made.offer.transfer.hex() / "1").write_bytes(bytes(len(made.chunks[1].data)))
     with pytest.raises(ProtocolError):
         fetcher.arrived(made.chunks[-1])
-    assert fetcher.want(made.manifest).missing == []
-    fetcher.offered(made.offer)
-    for chunk in made.chunks:
-        fetcher.arrived(chunk)
+    assert fetcher.want(made.manifest).missing == [(1, 1)]
+    fetcher.arrived(made.chunks[1])
     assert desk.blobs.get(made.manifest.sha256) == made.data
 
 

@@ -12,7 +12,7 @@ from agent.crypto.sealing import SealKey
 from agent.errors import MalformedMessageError, ProtocolError, TransferError
 from agent.federation.messages import Chunk, Offer
 from agent.federation.sealing import Parcel, wrap_update
-from agent.hub.inbox import MAX_OPEN_TRANSFERS, Inbox, RoundContext, largest_update
+from agent.hub.inbox import MAX_DAMAGED, MAX_OPEN_TRANSFERS, Inbox, RoundContext, largest_update
 from agent.hub.placing import RoundTerms, Situation
 from agent.hub.rounds import RoundState
 from agent.hub.store import HubStore, open_store
@@ -144,10 +144,13 @@ def test_refused_update_stays_refused_with_its_reason(desk: Desk) -> None:
 
 def test_update_sealed_by_one_device_and_sent_by_another_is_refused(desk: Desk) -> None:
     inbox, stolen = desk.inbox(), desk.parcel(device=DEVICE)
-    inbox.offered(OTHER, stolen.offer, desk.context)
-    outcomes = [inbox.arrived(OTHER, desk.chunk(stolen, index), desk.context) for index in range(len(stolen.chunks))]
-    assert outcomes[-1].refused is not None
-    assert outcomes[-1].refused.reason == "seal-broken"
+    outcome = inbox.offered(OTHER, stolen.offer, desk.context)  # before any chunk travels
+    assert outcome.refused is not None
+    assert outcome.refused.reason == "seal-broken"
+    for index in range(len(stolen.chunks)):
+        receipt = inbox.arrived(OTHER, desk.chunk(stolen, index), desk.context).receipt
+        assert receipt is not None
+        assert (receipt.state, receipt.reason) == ("refused", "seal-broken")
     assert desk.store.updates(1) == []
 
 
@@ -162,15 +165,46 @@ def test_update_that_is_too_large_is_refused_before_it_travels(desk: Desk) -> No
     assert not list(desk.store.home.inbox.rglob("*.offer"))
 
 
-def test_whole_that_is_not_what_was_announced_is_asked_for_again(desk: Desk) -> None:
+def test_chunk_that_was_damaged_is_asked_for_alone_and_the_update_counts(desk: Desk) -> None:
     inbox, parcel = desk.inbox(), desk.parcel()
     inbox.offered(DEVICE, parcel.offer, desk.context)
-    for index in range(1, len(parcel.chunks)):
-        inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context)
-    wrong = Chunk(transfer=parcel.offer.transfer, index=0, data=os.urandom(len(parcel.chunks[0])))
+    wrong = Chunk(transfer=parcel.offer.transfer, index=1, data=os.urandom(len(parcel.chunks[1])))
     receipt = inbox.arrived(DEVICE, wrong, desk.context).receipt
     assert receipt is not None
-    assert (receipt.state, receipt.missing) == ("missing", [(0, len(parcel.chunks))])
+    assert (receipt.state, receipt.missing) == ("missing", [(1, 1)])
+    for index in range(len(parcel.chunks)):
+        outcome = inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context)
+    assert outcome.counted is not None
+
+
+def test_device_that_keeps_sending_a_damaged_chunk_is_refused_in_the_end(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    inbox.offered(DEVICE, parcel.offer, desk.context)
+    wrong = Chunk(transfer=parcel.offer.transfer, index=1, data=os.urandom(len(parcel.chunks[1])))
+    outcomes = [inbox.arrived(DEVICE, wrong, desk.context) for _ in range(MAX_DAMAGED + 1)]
+    assert [outcome.refused for outcome in outcomes[:-1]] == [None] * MAX_DAMAGED
+    assert outcomes[-1].refused is not None
+    assert outcomes[-1].refused.reason == "seal-broken"
+
+
+def test_chunk_that_changed_on_the_hubs_disk_is_asked_for_alone_and_the_update_counts(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    inbox.offered(DEVICE, parcel.offer, desk.context)
+    for index in range(len(parcel.chunks) - 1):
+        inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context)
+    stored = desk.store.home.inbox / DEVICE / parcel.offer.transfer.hex() / "0"
+    stored.write_bytes(bytes(len(parcel.chunks[0])))
+    receipt = inbox.arrived(DEVICE, desk.chunk(parcel, len(parcel.chunks) - 1), desk.context).receipt
+    assert receipt is not None
+    assert (receipt.state, receipt.missing) == ("missing", [(0, 1)])
+    assert desk.inbox().arrived(DEVICE, desk.chunk(parcel, 0), desk.context).counted is not None
+
+
+def test_update_whose_offer_names_another_hash_of_the_whole_is_refused_and_not_asked_for_for_ever(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    inbox.offered(DEVICE, parcel.offer.model_copy(update={"sha256": bytes(32)}), desk.context)
+    outcomes = [inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context) for index in range(len(parcel.chunks))]
+    assert outcomes[-1].refused is not None
 
 
 def test_chunk_of_nothing_or_of_the_wrong_size_is_refused(desk: Desk) -> None:

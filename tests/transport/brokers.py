@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ import pytest
 
 from agent.transport.embedded import RunningBroker, run_broker
 
-_MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+_ROOT = Path(__file__).parents[2]
+
+
+def _installed(program: str) -> str | None:
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
 
 
 def free_port() -> int:
@@ -26,13 +31,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass
-class Mosquitto:
-    """A mosquitto that can be killed and started again on its port."""
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
+
+@dataclass
+class Broker:
+    """A broker's process, which can be killed and started again on its port."""
+
+    command: Sequence[str]
     port: int
-    config: Path
     log: Path
+    other_ports: Sequence[int] = ()
+    """Where it must listen too before it counts as started."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -40,16 +53,14 @@ class Mosquitto:
         return f"mqtt://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        assert _MOSQUITTO is not None
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([_MOSQUITTO, "-c", str(self.config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"mosquitto did not start: {self.log.read_text()}")
-            time.sleep(0.02)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=_ROOT)
+        deadline = time.monotonic() + 20
+        for port in (self.port, *self.other_ports):
+            while not _listens(port):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{self.command[0]} did not start: {self.log.read_text()}")
+                time.sleep(0.02)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -57,16 +68,64 @@ class Mosquitto:
             self.process.wait()
             self.process = None
 
+    def stop(self) -> None:
+        """In order, as an operator would."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(10)
+        self.process = None
+
 
 @contextlib.contextmanager
-def mosquitto(directory: Path, config: Sequence[str] = ("allow_anonymous true",)) -> Iterator[Mosquitto]:
+def mosquitto(
+    directory: Path, config: Sequence[str] = ("allow_anonymous true",), *, other_ports: Sequence[int] = ()
+) -> Iterator[Broker]:
     """Run mosquitto with these configuration lines; skips the test, saying so, where it is not installed."""
-    if _MOSQUITTO is None:
+    program = _installed("mosquitto")
+    if program is None:
         pytest.skip("mosquitto is not installed: install it to run this test against a real broker")
     port = free_port()
     path = directory / f"mosquitto-{port}.conf"
     path.write_text("\n".join(["persistence false", "log_type all", f"listener {port} 127.0.0.1", *config]) + "\n")
-    broker = Mosquitto(port=port, config=path, log=directory / f"mosquitto-{port}.log")
+    command = (program, "-c", str(path))
+    yield from _running(Broker(command=command, port=port, log=path.with_suffix(".log"), other_ports=other_ports))
+
+
+@contextlib.contextmanager
+def nats(
+    directory: Path, *, config: str = "", ack_wait: str = "30s", other_ports: Sequence[int] = ()
+) -> Iterator[Broker]:
+    """Run nats-server as an MQTT broker on JetStream; skips the test, saying so, where it is not installed.
+
+    What a client did not acknowledge is sent again when ``ack_wait`` is over, whether it stayed or comes back.
+    """
+    program = _installed("nats-server")
+    if program is None:
+        pytest.skip("nats-server is not installed: install it to run this test against its MQTT")
+    port, clients = free_port(), free_port()
+    path = directory / f"nats-{port}.conf"
+    path.write_text(
+        f"""
+        server_name: bramble
+        listen: "127.0.0.1:{clients}"
+        jetstream {{ store_dir: "{directory / f"jetstream-{port}"}" }}
+        mqtt {{ listen: "127.0.0.1:{port}", ack_wait: "{ack_wait}" }}
+        {config}
+        """
+    )
+    command = (program, "-c", str(path))
+    yield from _running(Broker(command=command, port=port, log=path.with_suffix(".log"), other_ports=other_ports))
+
+
+@contextlib.contextmanager
+def amqtt(directory: Path) -> Iterator[Broker]:
+    """Run amqtt's own broker, with the community's access rules (``tests.transport.amqtt_broker``)."""
+    port = free_port()
+    command = (sys.executable, "-m", "tests.transport.amqtt_broker", str(port))
+    yield from _running(Broker(command=command, port=port, log=directory / f"amqtt-{port}.log"))
+
+
+def _running(broker: Broker) -> Iterator[Broker]:
     broker.start()
     try:
         yield broker
@@ -75,7 +134,7 @@ def mosquitto(directory: Path, config: Sequence[str] = ("allow_anonymous true",)
 
 
 @contextlib.asynccontextmanager
-async def cut_off(broker: Mosquitto) -> AsyncIterator[None]:
+async def cut_off(broker: Broker) -> AsyncIterator[None]:
     """The broker is dead inside, and back after."""
     await asyncio.to_thread(broker.kill)
     yield

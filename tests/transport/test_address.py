@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import PlaintextRefusedError, SettingsError
-from agent.transport.address import BrokerAddress, without_credentials
+from agent.transport.address import BrokerAddress, parse_brokers, without_credentials
 
 
 def test_a_url_says_where_and_as_whom() -> None:
@@ -23,7 +23,20 @@ def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in repr(address)
 
 
-@pytest.mark.parametrize("url", ["", "broker", "http://h", "mqtt://", "mqtt://h:0", "mqtt://h:99999", "mqtt://h/path"])
+WRONG = [
+    "",
+    "broker",
+    "http://h",
+    "mqtt://",
+    "mqtt://h:0",
+    "mqtt://h:99999",
+    "mqtt://h/path",
+    "mqtt://h?a",
+    "ws://h/#a",
+]
+
+
+@pytest.mark.parametrize("url", WRONG)
 def test_what_is_no_address_is_refused_with_advice(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         BrokerAddress.parse(url)
@@ -54,3 +67,46 @@ def test_plain_text_to_another_machine_needs_to_be_allowed(host: str) -> None:
 )
 def test_url_is_shown_without_its_credentials(url: str, shown: str) -> None:
     assert without_credentials(url) == shown
+
+
+def test_websockets_have_a_path_and_the_ports_of_the_web() -> None:
+    plain, encrypted = BrokerAddress.parse("ws://localhost/a/b?key=1"), BrokerAddress.parse("wss://broker.example")
+    assert (plain.transport, plain.port, plain.tls, plain.path) == ("websockets", 80, False, "/a/b?key=1")
+    assert (encrypted.transport, encrypted.port, encrypted.tls, encrypted.path) == ("websockets", 443, True, "/")
+    assert BrokerAddress.parse("mqtt://h").transport == "tcp"
+
+
+def test_a_websockets_query_may_be_a_key_and_is_not_shown() -> None:
+    url = "wss://user:secret@broker.example/mqtt?token=hunter2"
+    assert BrokerAddress.parse(url).shown == "wss://broker.example:443/mqtt"
+    assert without_credentials(url) == "wss://broker.example/mqtt"
+
+
+def test_plain_websockets_keep_the_rule_of_plain_mqtt() -> None:
+    with pytest.raises(PlaintextRefusedError):
+        BrokerAddress.parse("ws://broker.example").require_privacy(allow_plaintext=False)
+    BrokerAddress.parse("wss://broker.example").require_privacy(allow_plaintext=False)
+    BrokerAddress.parse("ws://127.0.0.1").require_privacy(allow_plaintext=False)
+
+
+@pytest.mark.parametrize("between", [",", ", ", " , ", " "])
+def test_several_brokers_are_one_setting_and_keep_their_order(between: str) -> None:
+    urls = between.join(["mqtts://a.example", "wss://u:p@b.example/mqtt", "mqtt://localhost:1884"])
+    assert [address.shown for address in parse_brokers(urls)] == [
+        "mqtts://a.example:8883",
+        "wss://b.example:443/mqtt",
+        "mqtt://localhost:1884",
+    ]
+    assert without_credentials(urls) == "mqtts://a.example,wss://b.example/mqtt,mqtt://localhost:1884"
+
+
+def test_a_comma_in_a_password_separates_nothing() -> None:
+    (address,) = parse_brokers("mqtts://user:a,b@broker.example")
+    assert address.password == "a,b"
+
+
+@pytest.mark.parametrize("urls", ["", ",", "mqtt://a,b", "mqtt://a,,mqtt://b", ",".join(["mqtt://a"] * 17)])
+def test_a_list_with_something_else_in_it_is_refused_with_advice(urls: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_brokers(urls)
+    assert "comma" in caught.value.advice

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from agent.errors import BrokerRefusedError, BrokerUnreachableError, OversizedMessageError
-from agent.transport.link import MAX_PACKET_BYTES, LinkState, Presence
+from agent.transport.link import MAX_PACKET_BYTES, Link, LinkState, Presence
 from agent.transport.topics import Topics
 from tests.transport.conftest import ALICE, BOB, COMMUNITY, Net, take
 
@@ -87,6 +87,31 @@ async def test_what_came_for_an_absent_session_waits_for_it(net: Net) -> None:
     assert message.payload == b"while you were away"
 
 
+async def test_two_live_links_with_one_id_do_not_lose_what_is_sent_and_do_not_storm(net: Net) -> None:
+    """They take turns, with longer and longer waits, and whoever is in gets what is sent."""
+    changes: list[bool] = []
+    async with net.link("hub") as hub, net.link(ALICE) as one, net.link(ALICE) as other:
+        for link in (one, other):
+            link.on_state(lambda state: changes.append(state.connected))
+        await other.subscribe(T.all_to(ALICE))
+        heard = asyncio.Event()
+
+        async def listen(link: Link) -> None:
+            async for message in link.messages():
+                message.ack()
+                heard.set()
+
+        listening = [asyncio.create_task(listen(link)) for link in (one, other)]
+        async with asyncio.timeout(20):
+            while changes.count(True) < 4:
+                await hub.publish(T.hub("round"), b"fence")
+            await hub.publish(T.to(ALICE, "receipt"), b"for whoever is in")
+            await heard.wait()
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+
+
 async def test_publishing_over_an_outage_waits_and_then_arrives(net: Net) -> None:
     async with net.link("hub") as hub, net.link(ALICE) as alice:
         await alice.subscribe(T.hub("round"))
@@ -152,6 +177,57 @@ async def test_nobody_there_is_an_error_with_advice(net: Net) -> None:
             pass
     assert caught.value.advice
     await net.come_back()
+
+
+async def test_a_patient_link_waits_for_a_broker_that_is_down_at_first(net: Net) -> None:
+    await net.go_down()
+    states: asyncio.Queue[LinkState] = asyncio.Queue()
+    link = net.link("hub", patient=True)
+    link.on_state(states.put_nowait)
+    async with link as hub:
+        assert not hub.connected
+        waiting = asyncio.gather(hub.subscribe(T.all_from()), hub.publish(T.hub("card"), b"late", retain=True))
+        async with asyncio.timeout(10):
+            assert "waiting for the broker" in (await states.get()).reason
+            assert not waiting.done()
+            await net.come_back()
+            while not (state := await states.get()).connected:
+                pass
+            await waiting
+        assert state.broker
+        async with net.link(ALICE) as alice:
+            await alice.subscribe(T.hub("card"))
+            assert [message.payload for message in await take(alice, 1)] == [b"late"]
+            await alice.publish(T.from_(ALICE, "update"), b"heard")
+            assert [message.payload for message in await take(hub, 1)] == [b"heard"]
+
+
+async def test_closing_a_patient_link_that_never_connected_releases_whoever_waits(net: Net) -> None:
+    await net.go_down()
+    async with net.link("hub", patient=True) as hub:
+        waiting = asyncio.create_task(hub.publish(T.hub("card"), b""))
+        await asyncio.sleep(0)
+    with pytest.raises(BrokerUnreachableError):
+        await waiting
+    assert [message async for message in hub.messages()] == []
+    await net.come_back()
+
+
+async def test_a_wrong_password_ends_a_link_that_waited_for_the_broker_with_an_error(net: Net) -> None:
+    if not net.checks_passwords:
+        pytest.skip(f"{net.name} is not given passwords to check here; tests/transport/test_mqtt.py does that")
+    await net.go_down()
+    async with net.link("hub", password="wrong", patient=True) as hub:
+        waiting = asyncio.gather(
+            hub.subscribe(T.all_from()), hub.publish(T.hub("card"), b""), take(hub, 1), return_exceptions=True
+        )
+        await asyncio.sleep(0)
+        await net.come_back()
+        async with asyncio.timeout(10):
+            assert [type(error) for error in await waiting] == [BrokerRefusedError] * 3
+        with pytest.raises(BrokerRefusedError) as caught:
+            await hub.publish(T.hub("card"), b"")
+    assert caught.value.advice
 
 
 async def test_birth_will_and_farewell_are_retained_and_paired_by_the_session(net: Net) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ async def test_a_name_nobody_knows_is_said_so() -> None:
 
 
 async def test_a_server_that_takes_the_connection_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(paho_client, "CONNECT_SECONDS", 0.3)
 
     async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -200,8 +201,11 @@ async def test_no_more_than_the_broker_allows_is_in_flight() -> None:
     assert most <= 2
 
 
-async def test_what_does_not_fit_the_queue_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_QUEUED", 5)
+@pytest.mark.parametrize(("bound", "value"), [("MAX_QUEUED", 5), ("MAX_QUEUED_BYTES", 8)])
+async def test_what_does_not_fit_the_queue_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(module, bound, value)
     async with embedded() as broker:
         url = f"mqtt://u:p@127.0.0.1:{broker.port}"
         async with (
@@ -232,29 +236,41 @@ async def test_cancelling_the_first_connection_leaves_nothing_behind() -> None:
     assert paho_threads() == 0
 
 
-async def test_waiting_times_are_drawn_from_a_bound_that_doubles_and_stops_growing() -> None:
-    delays: list[float] = []
+async def test_a_broker_that_acknowledges_nothing_over_a_connection_is_connected_to_anew() -> None:
+    visits = 0
 
-    class Recorder:
-        def reconnect_delay_set(self, least: float, most: float) -> None:
-            assert least == most
-            delays.append(most)
+    async def forgetful(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visits
+        visits += 1
+        await reader.read(1000)
+        writer.write(CONNACK[4])
+        while data := await reader.read(1000):
+            if visits > 1 and data.startswith(b"\x32"):  # PUBLISH, QoS 1, topic "t"
+                writer.write(b"\x40\x02" + data[5:7])
 
-    link = MqttLink(url="mqtt://localhost", client_id="c", backoff=(1.0, 8.0))
-    client = paho_client.PahoClient(
-        address=link.address,
-        credentials=link._credentials,
-        version=5,
-        presence=lambda: None,
-        events=link,
-        loop=asyncio.get_running_loop(),
-    )
-    for _ in range(200):
-        client._attempts = 0
-        for _ in range(6):
-            client._wait_longer(Recorder())
-    for attempt in range(6):
-        drawn, bound = delays[attempt::6], min(8.0, 2.0**attempt)
-        assert all(0 <= delay <= bound for delay in drawn)
-        assert max(drawn) > bound * 0.8
-        assert min(drawn) < bound * 0.2
+    options: dict[str, Any] = {"client_id": "c", "protocol": 4, "backoff": FAST, "answer_seconds": 0.2}
+    async with server(forgetful) as url, asyncio.timeout(20), MqttLink(url=url, **options) as link:
+        await link.publish("t", b"")
+    assert visits == 2
+
+
+async def test_waiting_to_the_end_does_not_swallow_a_cancellation_that_comes_with_the_end() -> None:
+    ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(paho_client.to_the_end(ending))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    ending.set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_cancelled_publish_that_waits_its_turn_is_let_go_of() -> None:
+    async with embedded() as broker, MqttLink(url=f"mqtt://u:p@127.0.0.1:{broker.port}", client_id="c") as link:
+        link._client, connected = None, link._client  # as over a break
+        waiting = asyncio.create_task(link.publish("t", bytes(1000)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not link._waiting
+        link._client = connected

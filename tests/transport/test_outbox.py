@@ -101,6 +101,28 @@ def test_counters_grow_over_restarts_and_only_skip(connection: sqlite3.Connectio
     connection.rollback()
 
 
+def test_counters_grow_whatever_the_clock_does(
+    connection: sqlite3.Connection, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1970, a century ahead, and back: no number twice, and none that is smaller than one before."""
+    given = []
+    for milliseconds in (0, 1_700_000_000_000, 5_000_000_000_000, 1_700_000_000_000, 0):
+        monkeypatch.setattr("time.time_ns", lambda at=milliseconds: at * 1_000_000)
+        given += [outbox.allocate_counter() for _ in range(COUNTER_BLOCK + 1)]
+        outbox = Outbox(connection)  # a restart
+        given += [outbox.allocate_counter() for _ in range(3)]
+    assert given == sorted(set(given))
+
+
+def test_a_clock_that_is_put_right_after_the_start_lifts_counters_over_those_of_a_lost_database(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    assert outbox.allocate_counter() < 10
+    monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_000 * 1_000_000)
+    assert max(outbox.allocate_counter() for _ in range(COUNTER_BLOCK)) >= 1_700_000_000_000
+
+
 def test_a_full_disk_is_said_so_and_loses_nothing(connection: sqlite3.Connection, outbox: Outbox) -> None:
     kept = outbox.put("x", b"kept", topic="t")
     pages = connection.execute("PRAGMA page_count").fetchone()[0]

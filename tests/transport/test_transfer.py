@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import DiskFullError, OversizedMessageError, ProtocolError, TransferError
-from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan, TransferStore, split
+from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, DamagedChunksError, TransferPlan, TransferStore, split
 
 ID = bytes(range(16))
 
@@ -102,6 +102,38 @@ def test_a_whole_that_is_not_what_was_announced_is_thrown_away(store: TransferSt
         transfer.assemble()
     assert store.stored() == []
     assert transfer.missing() == [0, 1]
+
+
+def test_a_chunk_that_is_not_what_was_sent_is_refused_when_it_comes(store: TransferStore) -> None:
+    data = b"0123456789abcde"
+    parts = split(data, max_chunk=10)
+    transfer = store.begin(plan_for(data), check=lambda index, chunk: chunk == parts[index])
+    transfer.add(1, parts[1])
+    with pytest.raises(DamagedChunksError) as caught:
+        transfer.add(0, b"XXXXXXXXXX")
+    assert caught.value.chunks == (0,)
+    assert transfer.missing() == [0]
+    transfer.add(0, parts[0])
+    assert transfer.assemble() == data
+
+
+def test_chunks_that_changed_on_the_disk_are_thrown_away_alone(tmp_path: Path, store: TransferStore) -> None:
+    data = bytes(range(45))
+    parts = split(data, max_chunk=10)
+    plan = plan_for(data)
+    transfer = store.begin(plan, check=lambda index, chunk: chunk == parts[index])
+    for index, part in enumerate(parts):
+        transfer.add(index, part)
+    directory = tmp_path / "incoming" / plan.hex_id
+    (directory / "1").write_bytes(b"XXXXXXXXXX")
+    (directory / "4").unlink()
+    with pytest.raises(DamagedChunksError, match="2 chunks") as caught:
+        transfer.assemble()
+    assert caught.value.chunks == (1, 4)
+    assert transfer.missing_ranges() == [(1, 1), (4, 1)]
+    for index in (1, 4):
+        transfer.add(index, parts[index])
+    assert transfer.assemble() == data
 
 
 def test_what_is_too_large_is_refused_before_anything_is_written(tmp_path: Path, store: TransferStore) -> None:
