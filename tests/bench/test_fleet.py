@@ -28,8 +28,8 @@ def test_a_small_fleet_loses_nothing_and_counts_nothing_twice(tmp_path: Path) ->
     assert 50 < report["hub_peak_mb"] <= 300
     assert report["hub_cpu_s"] > 0
     # every device fetches release 0, a candidate a round, and sends an update a round, through the broker twice
-    least = 20 * (3 * report["adapter_bytes"] + 2 * report["update_bytes"])
-    assert least < report["broker_bytes"] / 2 < 1.5 * least
+    plain = 20 * (3 * report["adapter_bytes"] + 2 * report["update_bytes"])
+    assert 0.6 * plain < report["broker_bytes"] / 2 < 1.5 * plain  # adapters travel compressed
 
 
 def test_what_is_lost_or_double_is_counted(tmp_path: Path) -> None:
