@@ -198,8 +198,8 @@ def _residual(
     It cannot where the community went back to an earlier release, has another base or other modules now, or where the
     blob is gone; then the round begins without one, and what was left over is lost.
     """
-    kept = store.residual(factors)
-    if kept is None or not kept.precedes(release):
+    kept, seen = store.residual(factors), store.announcement
+    if kept is None or not kept.precedes(release) or (seen is not None and seen.withdraws(kept.release)):
         return None
     try:
         residual = from_bytes(blobs.get(kept.sha256))

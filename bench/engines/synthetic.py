@@ -31,6 +31,7 @@ from agent.training.job import (
     Variant,
 )
 from agent.training.process import Workers
+from agent.update.delta import Factors
 
 TOKENS_A_WINDOW = 64
 TARGETS = 1000
@@ -94,7 +95,7 @@ def _prepare(job: PrepareJob) -> PrepareResult:
 def _train(job: TrainJob) -> TrainResult:
     assert job.start_adapter is not None
     start = read_adapter(job.start_adapter)
-    trained = noisy(start, seed=job.seed)
+    trained = noisy(start, seed=job.seed, factors=job.factors)
     data = trained.to_bytes()
     job.out_dir.mkdir(parents=True, exist_ok=True)
     path = job.out_dir / "adapter.safetensors"
@@ -117,15 +118,16 @@ def _train(job: TrainJob) -> TrainResult:
     )
 
 
-def noisy(start: Adapter, *, seed: int, size: float = 0.01) -> Adapter:
-    """Give an adapter with noise of a standard deviation of ``size`` added; the same for the same seed."""
+def noisy(start: Adapter, *, seed: int, size: float = 0.01, factors: Factors = "both") -> Adapter:
+    """Give an adapter with noise of a standard deviation of ``size`` in some factors; the same for the same seed."""
     generator = np.random.default_rng(seed)
 
     def moved(values: FloatArray) -> FloatArray:
         return values + generator.normal(0, size, values.shape).astype(np.float32)
 
     modules = {
-        name: LoraFactors(a=moved(factors.a), b=moved(factors.b)) for name, factors in sorted(start.modules.items())
+        name: LoraFactors(a=f.a if factors == "b" else moved(f.a), b=f.b if factors == "a" else moved(f.b))
+        for name, f in sorted(start.modules.items())
     }
     return Adapter(rank=start.rank, alpha=start.alpha, modules=modules, base_sha256=start.base_sha256)
 

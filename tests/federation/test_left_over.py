@@ -15,7 +15,7 @@ from agent.data.consent import ConsentBook
 from agent.data.sources import survey
 from agent.errors import ConsentMissingError
 from agent.federation.learning import Learned, learn
-from agent.federation.messages import Chunk, Manifest, Offer
+from agent.federation.messages import Announcement, Chunk, Manifest, Offer
 from agent.federation.sealing import update_info
 from agent.federation.store import DeviceStore, Membership, open_device_store
 from agent.federation.text import PreparedText
@@ -254,6 +254,18 @@ async def test_a_residual_that_cannot_be_used_is_left_out_and_the_round_goes_on(
             desk.store.replace_residual("both", kept.model_copy(update={"sha256": other}))
     await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
     assert not flat(desk.sent(2)).any()
+
+
+async def test_what_was_left_over_from_a_withdrawn_release_is_dropped(desk: Desk) -> None:
+    await desk.learn(1, start=START, release=2, delta=DELTA)
+    desk.settle(1, "counted")
+    stands = Manifest(number=3, sha256="c" * 64, parent="a" * 64, size=9, round=2)
+    seen = Announcement(
+        sequence=1, round=3, phase="open", deadline=0, release=stands, candidate=None, seal_key=b"", withdrawn=[(2, 2)]
+    )
+    desk.store.save_announcement(seen)
+    await desk.learn(3, start=NEXT, release=3, delta=NOTHING)
+    assert not flat(desk.sent(3)).any()
 
 
 async def test_rounds_that_train_other_factors_leave_it_alone(desk: Desk) -> None:
