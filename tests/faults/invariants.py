@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from agent.federation.store import open_device_store
@@ -168,10 +171,12 @@ def _same_again(hub: Home, books: Books, said: Sequence[Spoken]) -> Iterator[str
             if "full-disk" not in faults:
                 yield f"nobody kept what round {release['round']} merged"
             continue
-        with open_store(kept) as store:
-            state = store.round_state()
-            assert state is not None
-            made = merge_round(store, BlobStore(kept.blobs), state, now=0.0).release
+        with tempfile.TemporaryDirectory() as room:  # a merge changes the books
+            books_then = Home(Path(shutil.copytree(kept.root, Path(room) / "hub")))
+            with open_store(books_then) as store:
+                state = store.round_state()
+                assert state is not None
+                made = merge_round(store, BlobStore(books_then.blobs), state, now=0.0).release
         if made.manifest.sha256 != release["sha256"] or set(made.updates) != set(release["updates"]):
             yield f"the candidate of round {release['round']} is not the merge of what was counted for it"
 
