@@ -17,13 +17,13 @@ def nowhere(_sha256: str) -> None:
     return None
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=300))
 def test_any_bytes_come_back_from_the_whole_form(data: bytes) -> None:
     assert unpack(pack_whole(data), len(data), nowhere) == data
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(pair=st.integers(0, 200).flatmap(lambda size: st.tuples(*[st.binary(min_size=size, max_size=size)] * 2)))
 def test_any_bytes_come_back_from_the_difference_to_others_of_their_length(pair: tuple[bytes, bytes]) -> None:
     data, base = pair
@@ -83,7 +83,7 @@ def test_a_bomb_is_refused_before_it_is_expanded() -> None:
     tracemalloc.stop()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(content=st.binary(max_size=200), size=st.integers(0, 100), form=st.sampled_from([b"", b"\0", b"\1"]))
 def test_any_bytes_give_as_many_as_were_asked_for_or_a_refusal(content: bytes, size: int, form: bytes) -> None:
     try:
@@ -96,7 +96,7 @@ def test_any_bytes_give_as_many_as_were_asked_for_or_a_refusal(content: bytes, s
     assert reason in {None, "malformed", "size"}
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_a_changed_byte_gives_a_refusal_or_other_bytes_which_the_hash_tells(place: int, value: int) -> None:
     data = random_adapter(seed=1).to_bytes()

@@ -14,6 +14,7 @@ def test_what_was_compressed_expands_to_itself() -> None:
     assert expand(compress(b"bramble" * 100), 700) == b"bramble" * 100
 
 
+@settings(deadline=None)
 @given(streams=st.lists(st.binary(max_size=300), max_size=5))
 def test_streams_that_were_joined_are_split_again(streams: list[bytes]) -> None:
     assert split(join(streams), [len(stream) for stream in streams]) == streams
@@ -57,7 +58,7 @@ def test_damaged_frames_are_refused(frame: bytes) -> None:
         expand(frame, 1000)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(body=st.binary(max_size=200), sizes=st.lists(st.integers(0, 100), max_size=3))
 def test_any_bytes_give_streams_of_the_sizes_asked_for_or_a_refusal(body: bytes, sizes: list[int]) -> None:
     try:
