@@ -69,7 +69,10 @@ class Link(Protocol):
 
     A *patient* link, which is for services, may be entered while no broker can be reached: it goes on trying, says so
     through ``on_state``, and whatever needs the broker waits. Where a broker then refuses it for good, before it was
-    ever connected, everything that waits raises ``BrokerRefusedError``. Once a link was connected, nothing ends it.
+    ever connected, everything that waits raises ``BrokerRefusedError``. Once a link was connected, no broker ends it.
+
+    A link that nobody mends any more never looks like one that is just slow: whatever ends it, an error of a callback
+    included, is raised by everything that waits for it or is asked of it from then on.
     """
 
     async def __aenter__(self) -> Self:
@@ -128,7 +131,8 @@ class Link(Protocol):
     def on_state(self, callback: Callable[[LinkState], None]) -> None:
         """Have ``callback`` called in the event loop whenever the link breaks or is back.
 
-        Registered before the link is entered, it also hears of the first connection, or why there is none yet.
+        Registered before the link is entered, it also hears of the first connection, or why there is none yet. What
+        it raises ends the link.
         """
         ...
 

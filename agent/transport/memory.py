@@ -101,7 +101,7 @@ class MemoryLink:
         patient: bool = False,
     ) -> None:
         self._patient = patient
-        self._failure: BrokerRefusedError | None = None
+        self._failure: Exception | None = None
         self._backoff = Backoff(first=0.01, most=0.05)
         self._was_connected = False
         self._broker = broker
@@ -281,10 +281,8 @@ class MemoryLink:
                 self._connect()
             except BrokerRefusedError as error:
                 if not self._was_connected:
-                    self._failure = error
+                    self._fail(error)
                     self._tell(LinkState(connected=False, reason=str(error)))
-                    self._connected.set()  # whoever waits finds that it failed
-                    self._arrived.set()
                     return
                 await asyncio.sleep(0.01)
             else:
@@ -292,14 +290,23 @@ class MemoryLink:
 
     async def _attached(self) -> Attachment:
         while not self._closed:
-            await self._connected.wait()
             if self._failure is not None:
                 raise self._failure
             if self._attachment is not None:
                 return self._attachment
+            await self._connected.wait()
             await asyncio.sleep(0)
         raise BrokerUnreachableError("The link to the broker in memory was closed.", advice="Open another one.")
 
     def _tell(self, state: LinkState) -> None:
         for callback in tuple(self._callbacks):
-            callback(state)
+            try:
+                callback(state)
+            except Exception as error:  # noqa: BLE001 (whoever uses the link hears of it, and not who mends it)
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Have everybody who uses the link, now or later, get the first error that ended it."""
+        self._failure = self._failure or error
+        self._connected.set()
+        self._arrived.set()

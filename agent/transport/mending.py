@@ -36,7 +36,7 @@ class Owner(Events, Protocol):
     def is_down(self, state: LinkState) -> None:
         """The connection broke, or there is still none: why."""
 
-    def has_failed(self, error: NetworkError) -> None:
+    def has_failed(self, error: Exception) -> None:
         """There will be no connection: what has to be changed first."""
 
 
@@ -105,7 +105,7 @@ class Mender:
         failures = await self._pass()
         if self._client is None and (not self._patient or _are_final(failures)):
             raise _sum_up(failures)
-        self._keeping = asyncio.create_task(self._keep(failures), name="link-mender")
+        self._keeping = asyncio.create_task(self._work(failures), name="link-mender")
 
     async def end(self) -> None:
         """Say goodbye and keep nothing up any more."""
@@ -116,6 +116,13 @@ class Mender:
         client, self._client = self._client, None
         if client is not None:
             await client.stop()
+
+    async def _work(self, failures: list[_Failure]) -> None:
+        """Keep the link up; should that ever end by an error, the link ends too: nobody may wait for no one."""
+        try:
+            await self._keep(failures)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the owner hears of it)
+            self._owner.has_failed(error)
 
     async def _keep(self, failures: list[_Failure]) -> None:
         """Wait for breaks, and mend them, until cancelled or refused for good."""

@@ -122,7 +122,7 @@ class MqttLink:
         self._client: PahoClient | None = None  # while it is connected
         self._connected = asyncio.Event()
         self._closed = False
-        self._failure: NetworkError | None = None
+        self._failure: Exception | None = None
         self._state = LinkState(connected=False, reason="")
         self._callbacks: list[Callable[[LinkState], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,7 +151,7 @@ class MqttLink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         presence = None if self._client is None else self._client.presence
-        if self.connected and presence is not None:
+        if self.connected and presence is not None and self._failure is None:
             with contextlib.suppress(NetworkError, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self.publish(presence.topic, presence.will, retain=True)
@@ -191,7 +191,7 @@ class MqttLink:
         self._client = None
         self._release(self._ended_error())
 
-    def _release(self, error: NetworkError) -> None:
+    def _release(self, error: Exception) -> None:
         """Have everybody who waits hear that there will be no connection any more."""
         published = [publish.answer for publish in (*self._inflight.values(), *self._waiting)]
         waiting: list[asyncio.Future[Any]] = [*published, *self._subscribing.values()]
@@ -325,11 +325,10 @@ class MqttLink:
         if state != self._state:  # nobody wants to read each attempt
             self._tell(state)
 
-    def has_failed(self, error: NetworkError) -> None:
+    def has_failed(self, error: Exception) -> None:
         """There will be no connection."""
-        self._failure = error
+        self._fail(error)
         self._tell(LinkState(connected=False, reason=str(error)))
-        self._release(error)
 
     def is_published(self, mid: int, refusal: str | None) -> None:
         """A publish was acknowledged, or refused."""
@@ -361,7 +360,13 @@ class MqttLink:
         """Do something beside everything else while the connection stands."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
 
     async def _end_silence(self, client: PahoClient) -> None:
         """Make the connection anew where the broker acknowledges nothing over it."""
@@ -383,9 +388,17 @@ class MqttLink:
     def _tell(self, state: LinkState) -> None:
         self._state = state
         for callback in tuple(self._callbacks):
-            callback(state)
+            try:
+                callback(state)
+            except Exception as error:  # noqa: BLE001 (whoever uses the link hears of it, and not who mends it)
+                self._fail(error)
 
-    def _ended_error(self) -> NetworkError:
+    def _fail(self, error: Exception) -> None:
+        """Have everybody who uses the link, now or later, get the first error that ended it."""
+        self._failure = self._failure or error
+        self._release(self._failure)
+
+    def _ended_error(self) -> Exception:
         return self._failure or BrokerUnreachableError(
             f"The link to {self.address.shown} was closed before the broker had answered.",
             advice="What was sent is not delivered for certain; whoever keeps it in an outbox offers it again.",

@@ -5,8 +5,9 @@ made for one connection and then thrown away: whoever wants another one makes an
 So paho never mends anything itself, nothing is sent ahead of CONNECT, and nothing is acknowledged on another connection
 than the one it came by, where packet ids mean other messages.
 
-Two of paho's own steps are replaced, because it reads ``mqtt_proxy`` for brokers on this machine too, and leaves
-sockets open when TLS or WebSockets are not agreed on.
+Three of paho's own steps are replaced: two because it reads ``mqtt_proxy`` for brokers on this machine too, and leaves
+sockets open when TLS or WebSockets are not agreed on; the third because its thread may end without a word, and because
+stopping a thread that is just ending fails in 2.1 and 2.2.
 """
 
 from __future__ import annotations
@@ -258,6 +259,19 @@ class PahoClient:
 
     # -- in paho's thread ---------------------------------------------------------------------------------------------
 
+    def _work(self) -> None:
+        """Run the network loop, in place of paho: however it ends, the connection has ended."""
+        why = "paho's thread ended"
+        try:
+            self._client.loop_forever()
+        except Exception as error:  # noqa: BLE001 (in the log, and the link goes on)
+            _log.exception("paho's thread failed")
+            why = f"the broker sent what cannot be read: {error!r}"
+        self.cut()
+        with self._gate:
+            self._up = False
+        self._post(self._has_ended, End(why=why))
+
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
         """Have something told in the event loop, unless the connection has ended by then."""
         with contextlib.suppress(RuntimeError):  # the event loop is closed
@@ -337,6 +351,7 @@ class PahoClient:
             client.tls_set_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # has paho call _encrypt
         client._create_socket_connection = self._open_line  # noqa: SLF001 - see the module
         client._ssl_wrap_socket = self._encrypt  # noqa: SLF001 - see the module
+        client._thread_main = self._work  # noqa: SLF001 - see the module
         client.on_log = _report
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect

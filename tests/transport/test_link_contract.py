@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from agent.errors import BrokerRefusedError, BrokerUnreachableError, OversizedMessageError
+from agent.errors import BrokerRefusedError, BrokerUnreachableError, OversizedMessageError, StateError
 from agent.transport.link import MAX_PACKET_BYTES, Link, LinkState, Presence
 from agent.transport.topics import Topics
 from tests.transport.conftest import ALICE, BOB, COMMUNITY, Net, take
@@ -150,6 +150,28 @@ async def test_state_is_told_when_the_link_breaks_and_when_it_is_back(net: Net) 
             while not (await states.get()).connected:
                 pass
         assert alice.connected
+
+
+@pytest.mark.parametrize("when", ["it breaks", "it is back"])
+async def test_a_listener_that_fails_ends_the_link_with_its_error_instead_of_its_mending(net: Net, when: str) -> None:
+    def fail(state: LinkState) -> None:
+        if state.connected is (when == "it is back"):
+            raise StateError("no room to write down that the link has changed", advice="Free some.")
+
+    async with net.link(ALICE) as alice:
+        await alice.subscribe(T.all_to(ALICE))
+        alice.on_state(fail)
+        listening = asyncio.create_task(take(alice, 1))
+        await net.go_down()
+        waiting = asyncio.create_task(alice.publish(T.from_(ALICE, "x"), b""))
+        await net.come_back()
+        async with asyncio.timeout(10):
+            results = await asyncio.gather(listening, waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [StateError, StateError]
+        with pytest.raises(StateError):
+            await alice.publish(T.from_(ALICE, "x"), b"")
+        with pytest.raises(StateError):
+            await alice.subscribe(T.hub("round"))
 
 
 async def test_closing_releases_whoever_waits_for_the_broker(net: Net) -> None:

@@ -254,6 +254,40 @@ async def test_a_broker_that_acknowledges_nothing_over_a_connection_is_connected
     assert visits == 2
 
 
+def through(port: int) -> MqttLink:
+    return MqttLink(url=f"mqtt://u:p@127.0.0.1:{port}", client_id="c", backoff=FAST)
+
+
+async def test_an_error_in_pahos_thread_breaks_the_connection_and_it_is_made_anew() -> None:
+    def fail() -> None:
+        raise RuntimeError("as if paho could not read what came")
+
+    async with embedded() as broker, asyncio.timeout(10), through(broker.port) as link:
+        await link.subscribe("t")
+        assert link._client is not None
+        first = link._client
+        first._client._packet_handle = fail
+        await link.publish("t", b"acknowledged on the next connection")
+        assert [message.payload for message in await take(link, 1)] == [b"acknowledged on the next connection"]
+        assert link._client is not first
+
+
+async def test_a_link_that_can_no_longer_be_mended_says_why_to_everybody_who_waits_for_it() -> None:
+    def fail() -> float:
+        raise ArithmeticError("as if waiting could not be worked out")
+
+    async with embedded() as broker, asyncio.timeout(10), through(broker.port) as link:
+        assert link._client is not None
+        link._mender._backoff.wait = fail  # type: ignore[method-assign]
+        link._client.cut()
+        listening = asyncio.create_task(take(link, 1))
+        with pytest.raises(ArithmeticError):
+            await listening
+        with pytest.raises(ArithmeticError):
+            await link.publish("t", b"")
+    assert paho_threads() == 0
+
+
 async def test_waiting_to_the_end_does_not_swallow_a_cancellation_that_comes_with_the_end() -> None:
     ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting = asyncio.create_task(paho_client.to_the_end(ending))
