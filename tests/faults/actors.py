@@ -8,9 +8,10 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
@@ -28,6 +29,10 @@ LEAVING_SECONDS = 20.0
 MOST_LIVES = 30
 
 _context: ForkServerContext | None = None
+
+ONE_AT_A_TIME = threading.Lock()
+"""Held by whoever starts a process or asks for its status. multiprocessing can read a status only once, and reads all
+there are whenever a process is started: of two who do it at once, the later takes the end of the pipe for a 255."""
 
 
 def fork_server() -> ForkServerContext:
@@ -84,14 +89,14 @@ class Actor:
 
     def kill(self) -> None:
         """Kill it (-9)."""
-        if self._process is not None and self._process.is_alive():
+        if self._process is not None and _status(self._process) is None:
             self._killed = True
             self._process.kill()
 
     def leave(self) -> None:
         """Ask it to leave, as a service manager does."""
         self._leaving = True
-        if self._process is not None and self._process.is_alive():
+        if self._process is not None and _status(self._process) is None:
             self._process.terminate()
 
     async def gone(self, living: asyncio.Task[None]) -> None:
@@ -115,13 +120,13 @@ class Actor:
                 self._process.terminate()
             async for spoken in self._listen(ours):
                 last = spoken
-            await asyncio.to_thread(self._process.join, LEAVING_SECONDS)
+            await asyncio.to_thread(wait, [self._process.sentinel], LEAVING_SECONDS)
         finally:
             ours.close()
-            if self._process.is_alive():
+            if _status(self._process) is None:
                 self._process.kill()
-                self._process.join()
-        self._judge(self._process.exitcode, last)
+                wait([self._process.sentinel])
+        self._judge(_status(self._process), last)
 
     async def _listen(self, ours: Connection) -> Any:
         """Give everything said in one life."""
@@ -172,6 +177,12 @@ class Actor:
             return
         words = last.fields.get("text", "") if last is not None else "without a word"
         self.wrong.append(f"{self.who} ended with status {status}: {last.name if last else ''} {words}")
+
+
+def _status(process: ForkServerProcess) -> int | None:
+    """Give how a process ended; None while it lives."""
+    with ONE_AT_A_TIME:
+        return process.exitcode
 
 
 def kill_worker(actor: Actor) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import child
-from tests.faults.actors import Actor, fork_server, kill_worker
+from tests.faults.actors import ONE_AT_A_TIME, Actor, fork_server, kill_worker
 from tests.faults.community import Disks, make_disks
 from tests.faults.invariants import Spoken, breaches
 from tests.faults.plan import BROKER, HUB, WIRE, Fault, Plan
@@ -218,7 +218,8 @@ def _start(
 ) -> ForkServerProcess:
     """Fork a hub or a device for one life."""
     process = fork_server().Process(target=target, args=(*arguments, tuple(faults), output), daemon=True)
-    process.start()
+    with ONE_AT_A_TIME:
+        process.start()
     return process
 
 
