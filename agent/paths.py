@@ -19,6 +19,9 @@ from agent.errors import AlreadyRunningError, DiskFullError, StateError
 
 HOME_VARIABLE = "BRAMBLE_HOME"
 
+_UNFINISHED = "."
+"""Begins the names of files that are being written."""
+
 SCARCE_BYTES = 64 * 1024
 """Less free space than this is none: SQLite alone wants 32 KiB at a time."""
 
@@ -78,6 +81,17 @@ class Home:
         for directory in (self.root, self.keys, self.blobs, self.inbox, self.work):
             with explained_disk(directory):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what a process that was killed had begun to write. For whoever holds the directory, before it writes.
+
+        Only where nobody else writes: other commands keep files below :attr:`work`.
+        """
+        for directory in (self.blobs, self.inbox):
+            with explained_disk(directory):
+                for path in directory.glob(f"{_UNFINISHED}*"):
+                    if path.is_file():
+                        path.unlink(missing_ok=True)
 
 
 def default_home(kind: str) -> Path:
@@ -144,7 +158,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         DiskFullError: there is no room; the old file is untouched.
     """
     with explained_disk(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name}.")
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:

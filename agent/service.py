@@ -243,6 +243,7 @@ def run_device(
     identity = Identity.load(home.keys)
     settings = settings_of(home, threads=threads)
     with open_device_store(home) as store, exclusive(home):
+        home.remove_unfinished()
         membership = store.membership
         if not membership.base.is_file():
             raise UnreadableModelError(

@@ -52,6 +52,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_had_begun_to_write_is_removed_and_nothing_else(home: Home) -> None:
+    kill = "import os, signal, sys; from pathlib import Path; from agent.paths import write_atomically\n"
+    kill += "os.fsync = lambda _file: os.kill(os.getpid(), signal.SIGKILL)\n"
+    kill += "write_atomically(Path(sys.argv[1]), b'begun')"
+    for directory in (home.blobs, home.inbox):
+        assert subprocess.run([sys.executable, "-c", kill, str(directory / "name")], check=False).returncode == -9
+        assert [path.name[:6] for path in directory.iterdir()] == [".name."]
+    kept = BlobStore(home.blobs).put(b"whole")
+    home.remove_unfinished()
+    assert [path.name for path in home.blobs.iterdir()] == [kept]
+    assert list(home.inbox.iterdir()) == []
+
+
 def test_other_disk_errors_name_the_path() -> None:
     with pytest.raises(StateError, match="/no/such"), explained_disk(Path("/no/such")):
         Path("/no/such/place").read_bytes()

@@ -116,6 +116,7 @@ def init(home: Home, **options: Any) -> None:
     from agent.hub.setup import HubPlan, create_hub, describe_base
     from agent.llm.seedling import SEEDLING_PATH
     from agent.service import named_base, shelf_of
+    from agent.transport.address import without_credentials
 
     if options["wanted"] and options["mode"] == "asynchronous":
         raise SettingsError(
@@ -176,7 +177,8 @@ def init(home: Home, **options: Any) -> None:
     )
     config = create_hub(home, hub_plan, port=options["port"])
     if options["as_json"]:
-        print_json({"community": config.community, "broker": config.broker, "base_sha256": charter.base_sha256})
+        broker = without_credentials(config.broker)
+        print_json({"community": config.community, "broker": broker, "base_sha256": charter.base_sha256})
         return
     click.echo(f"Community {charter.name!r} was created in {home.root}.")
     click.echo("Next: bramble hub run, and in another terminal: bramble hub invite")
@@ -204,10 +206,12 @@ def run(home: Home, metrics: str | None, events_json: bool, with_parent: bool) -
 def invite(home: Home, uses: int, expires: float, as_json: bool) -> None:
     """Give out an invite: one line for `bramble join`."""
     from agent.hub.setup import make_invite
+    from agent.transport.address import without_credentials
 
     made = make_invite(home, uses=uses, expires_seconds=expires)
     if as_json:
-        print_json({"invite": made.encode(), "uses": uses, "expires": made.expires, "broker": made.broker})
+        broker = without_credentials(made.broker)
+        print_json({"invite": made.encode(), "uses": uses, "expires": made.expires, "broker": broker})
         return
     click.echo(made.encode())
     click.echo(f"Good for {uses} device(s). Pass it on privately: whoever has it can join.", err=True)
@@ -255,7 +259,7 @@ def show_one_round(home: Home, number: int, as_json: bool) -> None:
 def rollback(home: Home, release: int, as_json: bool) -> None:
     """Go back to RELEASE: devices follow, and what was trained from later releases no longer counts.
 
-    The hub may run or not. The round under way ends, and the next one starts from RELEASE.
+    The hub may run or not. The round under way ends, and the next one, if there is to be one, starts from RELEASE.
     """
     from agent.hub.going_back import roll_back
 
@@ -263,7 +267,13 @@ def rollback(home: Home, release: int, as_json: bool) -> None:
     withdrawn = list(done.withdrawn)
     if as_json:
         said = {"release": release, "sha256": done.release.sha256, "withdrawn": withdrawn, "round": done.round}
-        print_json({**said, "phase": done.phase})
+        print_json({**said, "phase": done.phase, "next_round": done.next_round})
         return
     click.echo(f"Release {release} stands again; withdrawn: {', '.join(map(str, withdrawn))}.")
-    click.echo(f"Round {done.round} ({done.phase}) ends, and the next one starts from release {release}.")
+    ends = f"Round {done.round} ({done.phase}) ends"
+    if done.phase == "closed":
+        click.echo("The community is closed: devices go back to it, and no round follows.")
+    elif done.next_round is None:
+        click.echo(f"{ends}. It was the last: devices go back, and no round follows.")
+    else:
+        click.echo(f"{ends}, and round {done.next_round} starts from release {release}.")

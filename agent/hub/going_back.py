@@ -20,5 +20,6 @@ def roll_back(home: Home, number: int) -> RolledBack:
         StateError: there is no such release, it is not kept, was withdrawn, or stands already.
     """
     with open_store(home) as store:
-        late = store.config.charter.rounds.max_staleness
-        return store.roll_back(number, by=getpass.getuser(), oldest_after=late)
+        config = store.config
+        late = config.charter.rounds.max_staleness
+        return store.roll_back(number, by=getpass.getuser(), oldest_after=late, last_round=config.last_round)

@@ -48,6 +48,7 @@ def run_hub_process(home: Home, *, events: Events, metrics: str | None = None, w
         BrambleError: whatever stands in the way of starting.
     """
     with open_store(home) as store, exclusive(home):
+        home.remove_unfinished()
         identity = Identity.load(home.keys)
         run_until_signalled(_run(store, identity, events, metrics), with_parent=with_parent)
 

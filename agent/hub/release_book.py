@@ -59,12 +59,21 @@ class ReleaseRow:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """What going back changed."""
+    """What going back changed.
+
+    Attributes:
+        release: the one that stands again.
+        withdrawn: numbers of the releases that no longer count.
+        round: the last one; 0 where none was begun yet.
+        phase: in which it was.
+        next_round: the first that starts from the release; None where there are to be no more.
+    """
 
     release: Manifest
     withdrawn: tuple[int, ...]
     round: int
     phase: str
+    next_round: int | None
 
 
 class ReleaseBook(Database):
@@ -201,18 +210,20 @@ class ReleaseBook(Database):
         carries = {row.carry for row in (*old, *gone) if row.carry}
         return [*hashes, *(carry for carry in sorted(carries) if carry not in needed)]
 
-    def roll_back(self, number: int, *, by: str, oldest_after: int) -> RolledBack:
+    def roll_back(self, number: int, *, by: str, oldest_after: int, last_round: int | None = None) -> RolledBack:
         """Go back to a release: the current round ends, and what came after the release is withdrawn.
 
         Args:
             number: of the release.
             by: the operator.
             oldest_after: how many rounds an update may be late.
+            last_round: after which the community closes, if it does.
 
         Raises:
             StateError: there is no such release, it is not kept, was withdrawn, or stands already.
         """
         column = tables.releases.c
+        follows: int | None = 1
         with self.transaction() as connection:
             target, current = _target(connection, number), _current(connection)
             state = get_state(connection)
@@ -224,7 +235,9 @@ class ReleaseBook(Database):
             connection.execute(candidates.values(state="rejected"))
             _note_withdrawn(connection, (number + 1, _highest(connection)))
             if state is not None:
-                _end_for_rollback(connection, state, number, starts, late=oldest_after)
+                last = _end_for_rollback(connection, state, number, starts, late=oldest_after)
+                ends = state.phase == "closed" or (last_round is not None and last >= last_round)
+                follows = None if ends else last + 1
             details = {"from": current.manifest.number, "to": number, "withdrawn": [row.number for row in gone]}
             if state is not None:
                 details |= {"round": state.number, "phase": state.phase}
@@ -235,6 +248,7 @@ class ReleaseBook(Database):
             withdrawn=tuple(row.number for row in gone),
             round=0 if state is None else state.number,
             phase="" if state is None else state.phase,
+            next_round=follows,
         )
 
     def acts(self) -> list[dict[str, Any]]:
@@ -255,8 +269,11 @@ class ReleaseBook(Database):
 
 def _end_for_rollback(
     connection: Connection, state: RoundState, number: int, starts: Sequence[str], *, late: int
-) -> None:
-    """End the current round, and one that was prepared; what waits for a merge waits for that of the next round."""
+) -> int:
+    """End the current round, and one that was prepared; what waits for a merge waits for that of the next round.
+
+    Gives the last round there was.
+    """
     column = tables.rounds.c
     last = connection.execute(select(func.max(column.round))).scalar() or state.number
     withdraw_updates(connection, starts, merge=last + 1, oldest=last + 1 - late)
@@ -269,6 +286,7 @@ def _end_for_rollback(
         close_round(connection, name, outcome="rolled-back", reason=reason, found={})
     if state.phase != "closed":
         set_state(connection, state, RoundState(number=last, phase="rolled-back", deadline=state.deadline))
+    return int(last)
 
 
 def _target(connection: Connection, number: int) -> ReleaseRow:

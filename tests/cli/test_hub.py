@@ -85,6 +85,7 @@ def test_round_that_drew_devices_says_which(tmp_path: Path) -> None:
 def test_rollback_goes_back_and_the_status_tells_of_it(desk: Desk) -> None:
     done = told(desk, "rollback", "0")
     assert (done["release"], done["withdrawn"], done["round"], done["phase"]) == (0, [1], 3, "collecting")
+    assert done["next_round"] == 4
     desk.reopen()
     desk.advance()
     found = told(desk, "status")
@@ -93,6 +94,36 @@ def test_rollback_goes_back_and_the_status_tells_of_it(desk: Desk) -> None:
     assert "went back from release 1 to 0" in said(desk, "status")
     with pytest.raises(StateError, match="stands"):
         said(desk, "rollback", "0")
+
+
+def test_rollback_of_a_community_that_ends_does_not_promise_another_round(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path / "hub", last_round=2)
+    a, b, *_ = desk.names
+    assert desk.round(a, b) == 1
+    assert "Round 2 (open) ends. It was the last: devices go back, and no round follows." in said(desk, "rollback", "0")
+    desk.advance()
+    assert desk.state.phase == "closed"
+    desk.close()
+
+
+def test_rollback_of_a_closed_community_says_that_devices_go_back_and_no_round_follows(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path / "hub", last_round=2)
+    a, b, *_ = desk.names
+    assert [desk.round(a, b) for _ in range(2)] == [1, 2]
+    assert "The community is closed: devices go back to it, and no round follows." in said(desk, "rollback", "1")
+    done = told(desk, "rollback", "0")
+    assert (done["phase"], done["next_round"]) == ("closed", None)
+    desk.close()
+
+
+def test_credentials_of_the_broker_are_not_printed(tmp_path: Path) -> None:
+    home = ("--home", str(tmp_path / "hub"))
+    broker = "mqtt://hub:hunter2@127.0.0.1:1883,wss://hub:hunter3@broker.example/mqtt?token=hunter4"
+    made = CliRunner().invoke(hub, ["init", *home, "--broker", broker, "--json"], catch_exceptions=False)
+    assert json.loads(made.output)["broker"] == "mqtt://127.0.0.1:1883,wss://broker.example/mqtt"
+    given = CliRunner().invoke(hub, ["invite", *home, "--json"], catch_exceptions=False)
+    assert json.loads(given.output)["broker"] == "mqtt://127.0.0.1:1883,wss://broker.example/mqtt"
+    assert "hunter" not in made.output + given.output
 
 
 def test_a_draw_in_asynchronous_mode_is_refused(tmp_path: Path) -> None:
