@@ -29,7 +29,7 @@ from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait,
 from agent.federation.fetching import Fetcher
 from agent.federation.judging import AdapterFiles, keep_personal, measure
 from agent.federation.learning import learn
-from agent.federation.messages import Announcement, Chunk, Manifest, Offer, Receipt, Verdict
+from agent.federation.messages import LARGEST_LOSS, Announcement, Chunk, Manifest, Offer, Receipt, Verdict
 from agent.federation.sending import Sender
 from agent.federation.store import DeviceStore, explained_database
 from agent.federation.text import PreparedText, prepare_text
@@ -78,6 +78,9 @@ class Device:
         self._link = link
         self._events = events.about(device=identity.id)
         self._workers = workers
+        seen = store.announcement
+        if seen is not None:
+            self._events.context["round"] = seen.round
         self._membership = store.membership
         self._hub = self._membership.hub_identity
         self._community = bytes.fromhex(self._membership.community)
@@ -171,6 +174,7 @@ class Device:
 
     async def _fetch(self, manifest: Manifest) -> None:
         self._tell("fetching", f"fetching adapter {manifest.sha256[:10]} (release {manifest.number})")
+        self._forget_old()
         want = self._fetcher.want(manifest, have=self._releases_here(manifest))
         await self._sender.say("want", want)
         await self._fetcher.wait(manifest.sha256, patience=self._settings.resend_seconds)
@@ -203,21 +207,27 @@ class Device:
         }
         if worse:
             self._events.say("declined", f"release {release.number} is worse here and was not adopted", **fields)
+            self._forget_old()
             return
         change = "" if before is None or after is None else f" (held-out loss {before:.4f} → {after:.4f})"
         self._events.say("adopted", f"release {release.number} is in use{change}", **fields)
         await asyncio.to_thread(AdapterFiles(store=self._store, base=self._membership.base).gguf, release.sha256)
         with contextlib.suppress(NoTextError):
             await self._personal(release, after)
-        self._forget_old(release)
+        self._forget_old()
 
-    def _forget_old(self, release: Manifest) -> None:
-        """Remove adapters that nothing here needs: all but the release, what was trained last and what is left over."""
-        rounds = self._store.rounds()
-        keep = {release.sha256, *(str(record.report.get("trained", "")) for record in rounds[-1:])}
-        keep |= self._store.residual_blobs()
-        self._blobs.keep_only(keep)
-        AdapterFiles(store=self._store, base=self._membership.base).keep_only({release.sha256})
+    def _forget_old(self) -> None:
+        """Remove adapters that nothing here needs, whole or half fetched: candidates that were rejected among them.
+
+        What is in use, on trial, trained last or left over stays, and the release that rounds start from.
+        """
+        seen, adopted, rounds = self._store.announcement, self._store.adopted(), self._store.rounds()
+        announced = {manifest.sha256 for manifest in (seen.release, seen.candidate) if manifest} if seen else set()
+        in_use = announced | ({adopted[1]} if adopted else set())
+        trained = {str(record.report.get("trained", "")) for record in rounds[-1:]}
+        self._blobs.keep_only(in_use | trained | self._store.residual_blobs())
+        self._fetcher.keep_only(announced)
+        AdapterFiles(store=self._store, base=self._membership.base).keep_only(in_use)
 
     async def _personal(self, release: Manifest, community_loss: float | None) -> None:
         """Keep what this device learned beyond the community, where it helps its owner."""
@@ -270,7 +280,10 @@ class Device:
         )
 
     async def _compare(self, current: str, candidate: str, words: str) -> tuple[float, float, int]:
-        """Give the held-out losses with two adapters, and over how many tokens."""
+        """Give the held-out losses with two adapters, and over how many tokens.
+
+        An adapter whose numbers overflow has no loss; it is as bad as one can be.
+        """
         text = await self._prepared()
         self._tell("judging", words)
         files = AdapterFiles(store=self._store, base=self._membership.base)
@@ -284,7 +297,8 @@ class Device:
             on_progress=self._progress,
             on_start=self._worker_started,
         )
-        return result.losses["a"], result.losses["b"], result.targets
+        before, after = (_sayable(result.losses[name]) for name in "ab")
+        return before, after, result.targets
 
     async def _train(self, training: Train) -> None:
         number, start = training.round, training.start
@@ -485,3 +499,7 @@ class Device:
 
 def _explain(error: OSError) -> BrambleError:
     return StateError(f"the system said: {error}", advice="It is tried again after a while.")
+
+
+def _sayable(loss: float) -> float:
+    return min(LARGEST_LOSS, loss)  # in this order: what is no number is never smaller

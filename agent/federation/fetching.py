@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from agent.crypto.identity import Identity
@@ -78,6 +78,20 @@ class Fetcher:
                 missing = known.missing_ranges()[:256]
                 return Want(adapter=manifest.sha256, missing=missing, transfer=offer.transfer, have=here)
         return Want(adapter=manifest.sha256, missing=[], have=here)
+
+    def keep_only(self, adapters: Container[str]) -> None:
+        """Give up every adapter but these, and throw away what came of the others: nobody would send the rest of it."""
+        self._wanted = {sha256: manifest for sha256, manifest in self._wanted.items() if sha256 in adapters}
+        self._only_whole = {sha256 for sha256 in self._only_whole if sha256 in adapters}
+        kept = []
+        for offer in self._offers():
+            if offer.adapter in adapters:
+                kept.append(offer.transfer)
+            else:
+                self._forget(offer)
+        for transfer in self._transfers.stored():
+            if transfer.plan.id not in kept:  # killed before its offer was written
+                transfer.discard()
 
     async def wait(self, sha256: str, *, patience: float) -> None:
         """Wait until an adapter is here, or nothing has come for ``patience`` seconds."""

@@ -17,6 +17,8 @@ from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan
 from agent.update.delta import Factors
 
 MAX_BODY_BYTES = 96 * 1024
+LARGEST_LOSS = 1000.0
+"""What a verdict says of an adapter that is worse than this, or whose loss is no number, nats a token."""
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
@@ -228,16 +230,16 @@ class Verdict(Body):
 
     Attributes:
         about: id of this message, which its receipt names.
-        before: mean loss with the current release, nats a token.
-        after: mean loss with the candidate.
+        before: mean loss with the current release, nats a token, at most :data:`LARGEST_LOSS`.
+        after: mean loss with the candidate, likewise.
         targets: tokens that were predicted.
     """
 
     about: Id16
     round: Annotated[int, Field(ge=1, le=2**32)]
     candidate: Sha256Hex
-    before: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
-    after: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+    before: Annotated[float, Field(ge=0, le=LARGEST_LOSS, allow_inf_nan=False)]
+    after: Annotated[float, Field(ge=0, le=LARGEST_LOSS, allow_inf_nan=False)]
     targets: Annotated[int, Field(gt=0, le=2**40)]
 
 

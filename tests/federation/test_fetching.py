@@ -260,3 +260,22 @@ async def test_waiting_ends_when_the_adapter_is_here_or_nothing_comes(desk: Desk
     async with asyncio.timeout(5):
         await waiting
     assert desk.blobs.has(made.manifest.sha256)
+
+
+@pytest.mark.parametrize("fate", ["abandoned", "killed"])
+def test_what_came_of_an_adapter_that_is_not_wanted_any_more_is_thrown_away(desk: Desk, fate: str) -> None:
+    fetcher, made = desk.fetcher(), desk.delivery()
+    other = deliver(desk.identity, NEXT.to_bytes())
+    for delivery in (made, other):
+        fetcher.want(delivery.manifest)
+        fetcher.offered(delivery.offer)
+        fetcher.arrived(delivery.chunks[0])
+    if fate == "killed":  # before the offer was written beside its chunks
+        (desk.directory / f"{other.offer.transfer.hex()}.offer").unlink()
+    again = desk.fetcher()  # it need not remember what it wanted
+    again.keep_only({made.manifest.sha256})
+    left = made.offer.transfer.hex()
+    assert {path.name for path in desk.directory.iterdir()} == {left, f"{left}.offer"}
+    assert again.want(made.manifest).missing == [(1, len(made.chunks) - 1)]
+    with pytest.raises(ProtocolError):
+        again.arrived(other.chunks[1])
