@@ -24,7 +24,7 @@ from agent.transport.refusals import NO_ANSWER, UNSUPPORTED_VERSION, advice, exp
 
 _UNREACHABLE_ADVICE = "Check that the broker runs, that the address is right, and that no firewall is between."
 _TAKEN_OVER = "another process connected as this device: only one may run with one identity"
-_SUSPICION = "; if this goes on, look whether two run with one identity"
+_SUSPICION = "; if this goes on, look whether two run with one identity, or whether the broker takes packets of 96 KiB"
 
 
 class Owner(Events, Protocol):

@@ -275,6 +275,7 @@ class MqttLink:
             return None
         answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         self._subscribing[mid] = answer
+        self._silence.sent(mid, time.monotonic())
         return await answer
 
     # -- receiving ----------------------------------------------------------------------------------------------------
@@ -342,6 +343,7 @@ class MqttLink:
 
     def is_subscribed(self, mid: int, *, granted: bool) -> None:
         """A subscription was answered."""
+        self._silence.acknowledged(mid, time.monotonic())
         answer = self._subscribing.pop(mid, None)
         if answer is not None and not answer.done():
             answer.set_result(granted)

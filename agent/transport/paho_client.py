@@ -28,9 +28,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.transport.address import BrokerAddress
-from agent.transport.link import Message, Presence
+from agent.transport.link import MAX_PACKET_BYTES, Message, Presence
 from agent.transport.proxies import Proxy
-from agent.transport.refusals import NO_ANSWER, TAKEN_OVER
+from agent.transport.refusals import NO_ANSWER, PACKETS_TOO_SMALL, TAKEN_OVER
 
 RECEIVE_MAXIMUM = 20
 """Messages the broker may have unacknowledged towards us (MQTT 5)."""
@@ -284,6 +284,9 @@ class PahoClient:
     def _on_connect(self, _client: Any, _userdata: object, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._post(self._is_answered, int(reason.value))
+            return
+        if int(getattr(properties, "MaximumPacketSize", MAX_PACKET_BYTES)) < MAX_PACKET_BYTES:
+            self._post(self._is_answered, PACKETS_TOO_SMALL)  # it would hang up at the first chunk, again and again
             return
         self.limit = min(self.limit, int(getattr(properties, "ReceiveMaximum", self.limit)))
         with self._gate:

@@ -11,6 +11,9 @@ NO_ANSWER = -1
 
 UNSUPPORTED_VERSION = 132
 
+PACKETS_TOO_SMALL = 149
+"""What a broker is answered that takes no packets as large as ours (MQTT 5 section 4.13.1: packet too large)."""
+
 TAKEN_OVER = 142
 """The reason of a DISCONNECT: another connection has our client id now (MQTT 5 section 3.14.2.1)."""
 
@@ -26,6 +29,7 @@ _REASONS = {
     136: "it is not available at the moment",
     137: "it is busy",
     138: "this client is banned",
+    PACKETS_TOO_SMALL: "it takes no packets of 96 KiB, and those that carry updates and adapters are as large",
     151: "a quota is used up",
     159: "too many connect at the same time",
 }
@@ -35,6 +39,7 @@ _ADVICE = {
     135: "Check the credentials; a device gets new ones by joining again.",
     136: "Try again in a while.",
     137: "Try again in a while.",
+    PACKETS_TOO_SMALL: "Raise the broker's limit on packets to 98,304 bytes or more (mosquitto: max_packet_size).",
     159: "Try again in a while.",
 }
 

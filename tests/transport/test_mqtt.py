@@ -308,3 +308,30 @@ async def test_a_cancelled_publish_that_waits_its_turn_is_let_go_of() -> None:
             await waiting
         assert not link._waiting
         link._client = connected
+
+
+async def test_a_broker_whose_packets_are_too_small_is_refused_with_what_to_change(tmp_path: Path) -> None:
+    with mosquitto(tmp_path, ["allow_anonymous true", "max_packet_size 65536"]) as broker:
+        link = MqttLink(url=broker.url, client_id="c", protocol=5)
+        with pytest.raises(BrokerRefusedError, match="no packets of 96 KiB") as caught:
+            await link.__aenter__()
+    assert "max_packet_size" in caught.value.advice
+    assert paho_threads() == 0
+
+
+async def test_a_broker_that_never_answers_a_subscription_is_connected_to_anew() -> None:
+    visits = 0
+
+    async def forgetful(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visits
+        visits += 1
+        await reader.read(1000)
+        writer.write(CONNACK[4])
+        while data := await reader.read(1000):
+            if visits > 1 and data.startswith(b"\x82"):  # SUBSCRIBE
+                writer.write(b"\x90\x03" + data[2:4] + b"\x01")
+
+    options: dict[str, Any] = {"client_id": "c", "protocol": 4, "backoff": FAST, "answer_seconds": 0.2}
+    async with server(forgetful) as url, asyncio.timeout(20), MqttLink(url=url, **options) as link:
+        await link.subscribe("t")
+    assert visits == 2
