@@ -93,6 +93,7 @@ class Device:
             topics=self._topics,
             community=self._community,
             patience=settings.resend_seconds,
+            refused=lambda error: self._events.say("publish-refused", f"{error} {error.advice}", code=error.code),
         )
         self._fetcher = Fetcher(
             blobs=self._blobs, identity=identity, community=self._community, directory=store.home.inbox

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity
+from agent.errors import BrokerRefusedError
 from agent.federation.messages import Body, Chunk, Offer, Receipt, Verdict
 from agent.federation.store import DeviceStore, explained_database
 from agent.transport.link import Link
@@ -67,6 +68,8 @@ class Sender:
         community: its 16-byte id.
         patience: seconds to wait for a receipt at first; doubled each time, up to five minutes.
         clock: monotonic seconds.
+        refused: told when the broker refuses a message. It stays here and is sent again later, as after a loss: a quota
+            may be free by then, or a right granted.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class Sender:
         community: bytes,
         patience: float,
         clock: Callable[[], float] = time.monotonic,
+        refused: Callable[[BrokerRefusedError], None] = lambda _error: None,
     ) -> None:
+        self._refused = refused
         self._store = store
         self._identity = identity
         self._link = link
@@ -194,7 +199,10 @@ class Sender:
             time=int(time.time() * 1000),
             body=body,
         )
-        await self._link.publish(topic, envelope)
+        try:
+            await self._link.publish(topic, envelope)
+        except BrokerRefusedError as error:
+            self._refused(error)
 
     def _openings(self) -> list[Item]:
         with explained_database(self._store.home):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from agent.crypto.envelope import parse, verify
 from agent.crypto.identity import Identity
-from agent.errors import StateError
+from agent.errors import BrokerRefusedError, StateError
 from agent.federation.messages import Chunk, Offer, Receipt, Verdict
 from agent.federation.sending import Sender, queue_transfer
 from agent.federation.store import DeviceStore, RoundRecord, open_device_store
@@ -35,9 +35,18 @@ class Desk:
     hub: MemoryLink
 
     @contextlib.asynccontextmanager
-    async def sending(self, *, patience: float = 0.1) -> AsyncIterator[tuple[Sender, DeviceStore]]:
+    async def sending(
+        self,
+        *,
+        patience: float = 0.1,
+        link: MemoryLink | None = None,
+        refused: Callable[[BrokerRefusedError], None] = lambda _error: None,
+    ) -> AsyncIterator[tuple[Sender, DeviceStore]]:
         """Send while the context lasts; it may be begun again, as after a crash."""
-        async with MemoryLink(broker=self.broker, client_id="device", username=self.identity.id) as link:
+        async with contextlib.AsyncExitStack() as stack:
+            if link is None:
+                own = MemoryLink(broker=self.broker, client_id="device", username=self.identity.id)
+                link = await stack.enter_async_context(own)
             with open_device_store(self.home) as store:
                 sender = Sender(
                     store=store,
@@ -46,6 +55,7 @@ class Desk:
                     topics=TOPICS,
                     community=COMMUNITY,
                     patience=patience,
+                    refused=refused,
                 )
                 task = asyncio.create_task(sender.run())
                 try:
@@ -249,3 +259,30 @@ async def test_a_hub_that_asks_for_the_same_again_is_given_more_time_until_somet
 
             assert [await offered_after((0, 5)) for _ in range(4)] == [10, 20, 40, 80]
             assert [await offered_after((3, 2)) for _ in range(2)] == [10, 20]
+
+
+class Refusing(MemoryLink):
+    """A link whose broker refuses some publishes, as MQTT 5 lets it: rights, quotas."""
+
+    left = 0
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        if self.left:
+            self.left -= 1
+            raise BrokerRefusedError("The broker refused a message.", advice="Check its quotas.")
+        await super().publish(topic, payload, retain=retain)
+
+
+async def test_what_the_broker_refuses_is_told_and_sent_again_later(desk: Desk) -> None:
+    told: list[BrokerRefusedError] = []
+    link = Refusing(broker=desk.broker, client_id="device", username=desk.identity.id)
+    async with link, desk.sending(link=link, refused=told.append) as (sender, store):
+        link.left = 2  # the offer, and the offer again
+        queue_update(sender, store, desk.identity)
+        assert [kind for kind, _body, _counter in await desk.hear(1)] == ["offer"]
+        link.left = 3  # of the five chunks
+        sender.receipt(missing((0, 5)))
+        heard = await desk.hear(3)
+    assert [kind for kind, _body, _counter in heard] == ["chunk", "chunk", "offer"]
+    assert len(told) == 5
+    assert len({counter for _kind, _body, counter in heard}) == 3
