@@ -48,6 +48,8 @@ def _skipped(what: str, rows: Sequence[object]) -> None:
 
 def _where(found: Mapping[str, Any]) -> str:
     now = found.get("now")
+    if found["phase"] == "closed":
+        return f"closed, it was the last; release {found['release']} stands"
     if now is None:
         return str(found["phase"])
     until = f", until {moment(found['deadline'])} at first" if found["phase"] in {"open", "collecting", "trial"} else ""

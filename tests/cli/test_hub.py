@@ -131,3 +131,14 @@ def test_a_draw_in_asynchronous_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="wanted"):
         CliRunner().invoke(hub, words, catch_exceptions=False)
     assert not (tmp_path / "hub").exists()
+
+
+def test_closed_community_is_said_to_be_closed_also_after_going_back(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path / "hub", last_round=1)
+    assert desk.round(*desk.names[:2]) == 1
+    assert "round 1: closed, it was the last; release 1 stands" in said(desk, "status")
+    text = said(desk, "rollback", "0")
+    assert "no round follows" in text
+    assert "next one starts" not in text
+    assert "release 0 stands" in said(desk, "status")
+    desk.close()
