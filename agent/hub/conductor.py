@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 
 from agent.crypto.sealing import SealKey
-from agent.errors import BrambleError, DiskFullError, MergeError, StateError
+from agent.errors import BrambleError, CorruptStateError, DiskFullError, MergeError, StateError, UpdateRefusedError
 from agent.events import Events
 from agent.federation.draw import limit_for
+from agent.hub.database import DatabaseRefusedError
 from agent.hub.gate import GateDecision, gate
 from agent.hub.merging import merge_round
 from agent.hub.publishing import Publisher, phase_for_devices
@@ -163,9 +164,9 @@ class Conductor:
         started = time.monotonic()
         try:
             outcome = await asyncio.to_thread(merge_round, self._store, self._blobs, state, now=self._clock())
-        except (DiskFullError, RoundMovedError):
-            raise  # nothing is wrong with the round: it is merged once there is room, or not at all
-        except (MergeError, StateError) as error:
+        except (DiskFullError, DatabaseRefusedError, CorruptStateError, RoundMovedError):
+            raise  # nothing is wrong with the round: it is merged once the disk lets it, or not at all
+        except (MergeError, StateError, UpdateRefusedError) as error:
             self._give_up(state, error)
             return
         manifest = outcome.release.manifest

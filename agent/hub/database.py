@@ -50,6 +50,10 @@ def make_engine(home: Home, url: str | None) -> Engine:
     return engine
 
 
+class DatabaseRefusedError(StateError):
+    """The database would not work at the moment, for instance because another program holds it; nothing was changed."""
+
+
 class Database:
     """A hub's database and its facts. A context manager."""
 
@@ -113,7 +117,7 @@ class Database:
                     f"no room on the disk for {self.home.database}",
                     advice="Free some space and start the hub again: what was committed before is kept.",
                 ) from cause
-            raise StateError(
+            raise DatabaseRefusedError(
                 f"the hub's database refused to work: {cause.orig}", advice="Check the disk, then start the hub again."
             ) from cause
         except DatabaseError as cause:

@@ -51,7 +51,7 @@ class Hub:
         self._speak = asyncio.Event()
         self._look = asyncio.Event()
         blobs = BlobStore(store.home.blobs)
-        self._publisher = Publisher(store=store, blobs=blobs, identity=identity, link=link)
+        self._publisher = Publisher(store=store, blobs=blobs, identity=identity, link=link, events=events)
         self._conductor = Conductor(store=store, blobs=blobs, publisher=self._publisher, events=events, clock=clock)
         self._reception = Reception(
             store=store,
@@ -105,6 +105,7 @@ class Hub:
         while True:
             self._look.clear()
             await self._conductor.advance()
+            self._reception.tidy()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_SECONDS):
                     await self._look.wait()

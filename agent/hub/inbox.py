@@ -10,10 +10,11 @@ whole is held against its hash.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +169,28 @@ class Inbox:
         if outcome.superseded:
             self._blobs.discard(outcome.superseded)
 
+    def keep_only(self, rounds: Container[int]) -> None:
+        """Remove what came of updates for other rounds than these, whose devices may never ask what became of them.
+
+        Also what a hub that was killed left behind of transfers that were settled.
+        """
+        for directory in (path for path in self._directory.iterdir() if path.is_dir()):
+            for path in directory.glob("*.offer"):
+                if not self._is_open(directory.name, path, rounds):
+                    self._forget(directory.name, bytes.fromhex(path.stem))
+            for path in directory.iterdir():
+                if path.is_dir() and not path.with_suffix(".offer").exists():
+                    shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is not empty
+                directory.rmdir()
+
+    def _is_open(self, device: str, path: Path, rounds: Container[int]) -> bool:
+        try:
+            offer = Offer.decode(path.read_bytes())
+        except (OSError, ProtocolError):
+            return False
+        return offer.round in rounds and self._settled(device, offer.transfer) is None
+
     def _finish(self, device: str, offer: Offer, transfer: IncomingTransfer, context: RoundContext) -> Outcome:
         """Open a complete update, check it, and count it or refuse it."""
         try:
@@ -309,8 +332,9 @@ class Inbox:
         """Write an offer beside its chunks, whole or not at all; a power cut may take it, as it may take the chunks."""
         path = self._offer_path(device, offer.transfer)
         with explained_disk(path):
-            path.with_suffix(".new").write_bytes(offer.encode())
-            path.with_suffix(".new").replace(path)
+            fresh = path.with_name(".offer.new")  # one a device, so that a kill leaves no more than one behind
+            fresh.write_bytes(offer.encode())
+            fresh.replace(path)
 
     def _forget_others(self, device: str, room: TransferStore, *, keep: bytes) -> None:
         """Keep a device to its newest few unfinished transfers."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+import numpy as np
+
 from agent.crypto.sealing import KEY_BYTES
 from agent.errors import MergeError
 from agent.events import Value
@@ -39,7 +41,8 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     """Merge what waits for a round's merge into a candidate and begin its trial.
 
     Raises:
-        MergeError: there is no update, or an update that was kept cannot be read any more.
+        MergeError: there is no update, or their sum cannot be decomposed.
+        UpdateRefusedError: an update that was kept cannot be read any more, say by a newer version.
         RoundMovedError: an operator went back to another release meanwhile; nothing was changed.
     """
     started = time.monotonic()
@@ -67,13 +70,18 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         )
         for row, weight in zip(rows, weights, strict=True)
     }
-    merged = merge(
-        load_rule(config.charter.merge_rule),
-        community,
-        readers,
-        blobs.get(release.carry) if release.carry else b"",
-        outer=config.charter.outer,
-    )
+    try:
+        merged = merge(
+            load_rule(config.charter.merge_rule),
+            community,
+            readers,
+            blobs.get(release.carry) if release.carry else b"",
+            outer=config.charter.outer,
+        )
+    except np.linalg.LinAlgError as cause:
+        raise MergeError(
+            f"the sum of the updates cannot be decomposed: {cause}", advice="The next round begins."
+        ) from cause
     data = merged.adapter.to_bytes()
     manifest = Manifest(
         number=store.next_release_number(),

@@ -15,6 +15,8 @@ from typing import Literal
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity, PublicIdentity
 from agent.crypto.sealing import SealKey, seal
+from agent.errors import BrokerRefusedError, StateError
+from agent.events import Events
 from agent.federation.messages import (
     Announcement,
     Body,
@@ -56,10 +58,12 @@ class Publisher:
         blobs: where adapters are.
         identity: the hub's keys.
         link: to the broker.
+        events: where to tell what could not be sent.
     """
 
-    def __init__(self, *, store: HubStore, blobs: BlobStore, identity: Identity, link: Link) -> None:
+    def __init__(self, *, store: HubStore, blobs: BlobStore, identity: Identity, link: Link, events: Events) -> None:
         self._store = store
+        self._events = events
         self._identity = identity
         self._link = link
         self._config = store.config
@@ -102,16 +106,23 @@ class Publisher:
         self.sent_bytes += len(signed)
         return signed
 
+    async def send(self, topic: str, envelope: bytes, *, retain: bool = False) -> None:
+        """Publish an envelope. Where the broker refuses it, that is said and the hub goes on: the others need it."""
+        try:
+            await self._link.publish(topic, envelope, retain=retain)
+        except BrokerRefusedError as error:
+            self._events.say("publish-refused", f"{error} {error.advice}", topic=topic)
+
     async def to_device(self, device: str, kind: str, body: Body) -> None:
         """Say something to one device."""
-        await self._link.publish(self.topics.to(device, kind), self.envelope(kind, body.encode()))
+        await self.send(self.topics.to(device, kind), self.envelope(kind, body.encode()))
 
     async def introduce(self) -> None:
         """Publish the retained card and charter."""
         card = Card(name=self._config.name, public=self._identity.public.encode())
         charter = CharterNotice(charter=self._config.charter)
         for kind, body in (("card", card), ("charter", charter)):
-            await self._link.publish(self.topics.hub(kind), self.envelope(kind, body.encode()), retain=True)
+            await self.send(self.topics.hub(kind), self.envelope(kind, body.encode()), retain=True)
 
     async def announce(self) -> Announcement | None:
         """Publish the retained state of the rounds."""
@@ -119,7 +130,7 @@ class Publisher:
             announcement = self._announcement()
             if announcement is not None:
                 envelope = self.envelope("round", announcement.encode())
-                await self._link.publish(self.topics.hub("round"), envelope, retain=True)
+                await self.send(self.topics.hub("round"), envelope, retain=True)
             return announcement
 
     def _announcement(self) -> Announcement | None:
@@ -155,14 +166,21 @@ class Publisher:
         return True
 
     async def serve(self, device_key: dict[str, PublicIdentity]) -> None:
-        """Send adapters to whoever asked, one device after another, until cancelled."""
+        """Send adapters to whoever asked, one device after another, until cancelled.
+
+        An adapter may go while it is asked for: a candidate that was rejected meanwhile. Its devices ask for another.
+        """
         while True:
             request = await self._wishes.get()
             self._wished.discard((request.device, request.want.adapter))
             release = self._store.release(request.want.adapter)
             receiver = device_key.get(request.device)
             if release is not None and release.served and receiver is not None:
-                await self._send(release, receiver, request.want)
+                try:
+                    await self._send(release, receiver, request.want)
+                except StateError as error:
+                    words = f"an adapter could not be sent to {request.device[:10]}: {error}"
+                    self._events.say("adapter-not-sent", words, device=request.device, adapter=request.want.adapter)
 
     async def _send(self, release: ReleaseRow, receiver: PublicIdentity, want: Want) -> None:
         sha256, device = release.manifest.sha256, receiver.id

@@ -104,6 +104,7 @@ class Reception:
         self._inbox = Inbox(store=store, blobs=blobs, directory=store.home.inbox, community=self._community)
         self._windows: dict[str, ReplayWindow] = {}
         self._context: RoundContext | None = None
+        self._tidied: frozenset[int] | None = None
         self._queue: asyncio.Queue[Message] = asyncio.Queue(MAX_QUEUED)
         self.known: dict[str, PublicIdentity] = {}
         self.received_bytes = 0
@@ -118,6 +119,14 @@ class Reception:
         for row in self._store.devices():
             self.known[row.device] = row.public
             self._windows[row.device] = row.replay
+
+    def tidy(self) -> None:
+        """Remove what lies on the disk of updates that cannot count any more; looked for when a round is over."""
+        context = self.context()
+        rounds = frozenset(() if context is None else context.now.terms)
+        if rounds != self._tidied:
+            self._inbox.keep_only(rounds)
+            self._tidied = rounds
 
     async def listen(self) -> None:
         """Handle messages until cancelled."""
@@ -153,7 +162,7 @@ class Reception:
         if batch.counted:
             self._moved()
         envelopes = [(topic, self._publisher.envelope(kind, body)) for topic, kind, body in batch.answers]
-        await asyncio.gather(*(self._link.publish(topic, envelope) for topic, envelope in envelopes))
+        await asyncio.gather(*(self._publisher.send(topic, envelope) for topic, envelope in envelopes))
 
     def _handle_one(self, message: Message, batch: Batch) -> None:
         """Handle one message; one that is refused changes nothing and is said to be."""

@@ -24,7 +24,10 @@ from agent.hub.rounds import TAKING, RoundState, Tally
 
 Fate = Literal["counted", "already-counted", "superseded"]
 KEPT_REFUSALS = 10_000
-"""Refusals that are remembered; older ones are of rounds that are long over."""
+"""Refusals that are remembered; older ones are of rounds that are long over, or of a device that never stops."""
+
+TRIM_EVERY = 1_000
+"""So many refusals may be remembered beyond that, until the older ones are looked for."""
 
 
 class RoundMovedError(StateError):
@@ -116,8 +119,7 @@ class RoundBook(Database):
         with self.transaction() as connection:
             set_state(connection, before, after)
             forget_keys(connection, oldest)
-            trim = select(func.max(tables.refusals.c.id) - KEPT_REFUSALS).scalar_subquery()
-            connection.execute(delete(tables.refusals).where(tables.refusals.c.id <= trim))
+            _trim_refusals(connection)
             if after.phase == "closed":
                 return
             running = {"outcome": "running", "opened": int(time.time()), "start_release": start_release}
@@ -234,7 +236,9 @@ class RoundBook(Database):
             "at": int(time.time()),
         }
         with self.transaction() as connection:
-            connection.execute(insert(tables.refusals).values(values))
+            added = connection.execute(insert(tables.refusals).values(values)).inserted_primary_key
+            if added is not None and added[0] % TRIM_EVERY == 0:  # a round may be long, and a device talkative
+                _trim_refusals(connection)
 
     def settlement(self, device: str, transfer: str) -> tuple[str, str] | None:
         """Say what became of a device's transfer: ``("", "")`` counted, (reason, message) refused, none where open."""
@@ -345,6 +349,11 @@ def withdraw_updates(connection: Connection, starts: Sequence[str], *, merge: in
     waiting = update(tables.updates).where(column.state == "waiting")
     connection.execute(waiting.where(or_(column.start.in_(starts), column.round < oldest)).values(state="withdrawn"))
     connection.execute(waiting.values(merge=merge))
+
+
+def _trim_refusals(connection: Connection) -> None:
+    trim = select(func.max(tables.refusals.c.id) - KEPT_REFUSALS).scalar_subquery()
+    connection.execute(delete(tables.refusals).where(tables.refusals.c.id <= trim))
 
 
 def _waiting(merge: int) -> tuple[Any, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
-from agent.errors import StateError
+from agent.errors import BrambleError, StateError, UpdateRefusedError
 from agent.federation.draw import lot
 from agent.hub.merge.carry import carry_from_bytes, products_from_tensors
 from agent.hub.merge.rule import Merged, merge
@@ -420,3 +423,64 @@ def test_newest_releases_and_the_first_are_kept_with_their_carries_and_no_others
     assert kept == [0, 3, 4, 5]
     carries = {row.carry for row in desk.store.releases() if row.carry}
     assert {path.name for path in desk.home.blobs.iterdir()} == {hashes[0], *hashes[3:], *carries}
+
+
+# --- merges that do not work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        np.linalg.LinAlgError("SVD did not converge"),
+        UpdateRefusedError("of another version", advice="", reason="version"),
+    ],
+    ids=["decomposition", "update"],
+)
+def test_round_that_cannot_be_merged_ends_and_the_next_one_begins(
+    desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    desk = desk_of()
+    a, b, *_ = desk.names
+    desk.send(a)
+    desk.send(b)
+
+    def failing(*_arguments: Any, **_options: Any) -> Merged:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("agent.hub.merging.merge", failing)
+        desk.advance()
+    assert (desk.state.number, desk.state.phase) == (2, "open")
+    assert str(error) in desk.store.round_rows(1)[0]["reason"]
+    assert desk.round(a, b) == 1
+
+
+def test_database_that_is_held_by_another_program_costs_no_update(
+    desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of()
+    a, b, *_ = desk.names
+    desk.send(a)
+    desk.send(b)
+    desk.store.move(desk.state, dataclasses.replace(desk.state, phase="merging"))
+    desk.reopen()
+    event.listen(desk.store._engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=0"))
+    desk.store._engine.dispose()
+    other = sqlite3.connect(desk.home.database, isolation_level=None, check_same_thread=False)
+    save = desk.store.save_candidate
+
+    def held(*arguments: Any, **options: Any) -> None:
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            save(*arguments, **options)
+        finally:
+            other.execute("ROLLBACK")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.store, "save_candidate", held)
+        with pytest.raises(BrambleError, match="locked"):
+            desk.advance()
+    other.close()
+    desk.advance()
+    assert desk.state.phase == "trial"
+    assert [row.state for row in desk.store.updates(1)] == ["merged", "merged"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from agent.crypto.identity import Identity
+from agent.errors import BrokerRefusedError
 from agent.federation.messages import Chunk, Offer, Verdict, Want
 from agent.hub.going_back import roll_back
 from agent.llm.adapter import from_bytes
@@ -353,3 +354,56 @@ async def test_every_line_about_a_round_or_a_device_says_which(world: World, tmp
             assert fields["round"] >= 1, name
         if name in {"device-joined", "update-accepted", "update-refused", "verdict", "message-refused"}:
             assert fields["device"] == ada.identity.id, name
+
+
+async def test_hub_goes_on_where_the_broker_refuses_what_it_says_to_one_device(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = MemoryLink.publish
+    async with world.hub(), world.member(tmp_path / "ada") as ada, world.member(tmp_path / "bob") as bob:
+
+        async def refusing(link: MemoryLink, topic: str, payload: bytes, *, retain: bool = False) -> None:
+            if f"/to/{ada.identity.id}/" in topic:
+                raise BrokerRefusedError("The broker refused a message.", advice="Check its quotas.")
+            await publish(link, topic, payload, retain=retain)
+
+        monkeypatch.setattr(MemoryLink, "publish", refusing)
+        announcement = await ada.phase("open")
+        await ada.sender.say("want", Want(adapter=announcement.release.sha256, missing=[]))
+        ada.sender.queue_verdict(
+            Verdict(about=bytes(16), round=1, candidate="a" * 64, before=1.0, after=1.0, targets=1)
+        )
+        ada.sender.wake()
+        for count in (1, 2):
+            assert ada.identity.id in (await world.heard.until("publish-refused", count))["topic"]
+        await bob.fetch(await bob.phase("open"))
+
+
+async def test_candidate_that_is_rejected_while_it_is_sent_does_not_stop_the_hub(world: World, tmp_path: Path) -> None:
+    async with world.hub() as store, world.member(tmp_path / "ada") as ada, world.member(tmp_path / "bob") as bob:
+        await take_part(ada)
+        trial = await ada.phase("trial")
+        assert trial.candidate is not None
+        BlobStore(store.home.blobs).discard(trial.candidate.sha256)  # as when the next round opens at this moment
+        await bob.sender.say("want", Want(adapter=trial.candidate.sha256, missing=[]))
+        told = await world.heard.until("adapter-not-sent")
+        assert (told["device"], told["adapter"]) == (bob.identity.id, trial.candidate.sha256)
+        await bob.fetch(await bob.phase("trial"))
+
+
+async def test_what_came_of_an_update_leaves_the_disk_when_it_cannot_count_any_more(
+    tmp_path: Path, tiny_q8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path / "hub", tiny_q8, max_staleness=0)
+    async with world.hub() as store, world.member(tmp_path / "ada") as ada, world.member(tmp_path / "bob") as bob:
+        announcement = await bob.phase("open")
+        start = await bob.fetch(announcement)
+        monkeypatch.setattr(bob.sender, "receipt", id)  # it goes away before it sends more
+        bob.send_update(announcement, start, bob.made_up(start))
+        await bob.until(lambda: any(receipt.state == "missing" for receipt in bob.receipts))
+        assert (store.home.inbox / bob.identity.id).exists()
+        await take_part(ada)
+        ada.judge(await ada.phase("trial"))
+        await take_part(ada, 2)
+        await ada.phase("trial", 2)
+        assert not (store.home.inbox / bob.identity.id).exists()

@@ -243,3 +243,23 @@ def test_unfinished_transfers_of_a_device_are_bounded(desk: Desk) -> None:
     for index in range(1, len(newest.chunks)):
         outcome = inbox.arrived(DEVICE, desk.chunk(newest, index), desk.context)
     assert outcome.counted is not None
+
+
+def test_transfers_of_rounds_that_are_over_and_of_a_killed_hub_are_removed(desk: Desk) -> None:
+    inbox, kept, settled, cut = desk.inbox(), desk.parcel(), desk.parcel(seed=1, device=OTHER), desk.parcel(seed=2)
+    for device, parcel in ((DEVICE, kept), (OTHER, settled), (DEVICE, cut)):
+        inbox.offered(device, parcel.offer, desk.context)
+        inbox.arrived(device, desk.chunk(parcel, 0), desk.context)
+    for index in range(len(settled.chunks)):
+        outcome = inbox.arrived(OTHER, desk.chunk(settled, index), desk.context)
+    assert outcome.counted is not None  # and the hub is killed before it can tidy
+    (desk.store.home.inbox / DEVICE / f"{cut.offer.transfer.hex()}.offer").unlink()  # killed before it was written
+    again = desk.inbox()
+    again.keep_only({1})
+    left = {path.name for directory in desk.store.home.inbox.iterdir() for path in directory.iterdir()}
+    assert left == {kept.offer.transfer.hex(), f"{kept.offer.transfer.hex()}.offer"}
+    receipt = again.offered(DEVICE, kept.offer, desk.context).receipt
+    assert receipt is not None
+    assert receipt.missing == [(1, len(kept.chunks) - 1)]
+    again.keep_only({2})
+    assert list(desk.store.home.inbox.iterdir()) == []

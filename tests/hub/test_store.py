@@ -11,6 +11,7 @@ import pytest
 from agent.crypto.identity import Identity
 from agent.errors import CorruptStateError, MergeError, NotInitialisedError, StateError
 from agent.federation.messages import Manifest
+from agent.hub import round_book
 from agent.hub.database import COUNTER_BLOCK
 from agent.hub.gate import GateDecision, Judgement
 from agent.hub.round_book import RoundMovedError
@@ -231,3 +232,14 @@ def test_missing_newer_or_damaged_database_is_explained(store: HubStore, home: H
         file.write_bytes(b"this is no database" * 1000)
     with pytest.raises(CorruptStateError):
         open_store(home)
+
+
+def test_a_device_that_never_stops_to_be_refused_does_not_fill_the_disk(
+    store: HubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_book, "KEPT_REFUSALS", 10)
+    monkeypatch.setattr(round_book, "TRIM_EVERY", 5)
+    for number in range(40):
+        store.add_refusal(number=1, device="a", transfer=str(number), reason="norm", message="too large")
+        assert len(store.refusals()) <= 15
+    assert store.settlement("a", "39") == ("norm", "too large")
