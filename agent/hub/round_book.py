@@ -344,10 +344,15 @@ def settle_updates(connection: Connection, merge: int, state: str) -> None:
 
 
 def withdraw_updates(connection: Connection, starts: Sequence[str], *, merge: int, oldest: int) -> None:
-    """Drop what waits and started from a withdrawn release or is too old, and let the rest wait for ``merge``."""
-    column = tables.updates.c
+    """Drop what waits and started from a withdrawn release or is too old, and let the rest wait for ``merge``.
+
+    A device may have had two that waited, for two merges: the one that was made for the newer round counts.
+    """
+    column, other = tables.updates.c, tables.updates.alias()
     waiting = update(tables.updates).where(column.state == "waiting")
     connection.execute(waiting.where(or_(column.start.in_(starts), column.round < oldest)).values(state="withdrawn"))
+    newest = select(func.max(other.c.round)).where(other.c.device == column.device, other.c.state == "waiting")
+    connection.execute(waiting.where(column.round < newest.scalar_subquery()).values(state="superseded"))
     connection.execute(waiting.values(merge=merge))
 
 

@@ -425,6 +425,30 @@ def test_newest_releases_and_the_first_are_kept_with_their_carries_and_no_others
     assert {path.name for path in desk.home.blobs.iterdir()} == {hashes[0], *hashes[3:], *carries}
 
 
+def test_of_two_updates_of_a_device_that_wait_when_an_operator_goes_back_the_newer_one_counts(
+    desk_of: MakeDesk,
+) -> None:
+    desk = desk_of(max_staleness=4)
+    a, b, c, d = desk.names
+    older = desk.make(d)
+    assert desk.round(a, b) == 1
+    newer = desk.make(d)
+    assert desk.round(a, b) == 2
+    assert older is not None
+    assert newer is not None
+    assert desk.deliver(newer).state == "done"
+    desk.store.move(desk.state, dataclasses.replace(desk.state, phase="merging"))
+    assert desk.deliver(older).state == "done"  # it waits for the next merge
+    desk.store.roll_back(1, by="operator", oldest_after=4)
+    desk.advance()
+    number = desk.state.number
+    assert [(row.round, row.merge) for row in desk.store.updates() if row.state == "waiting"] == [(2, number)]
+    assert desk.send(c).state == "done"
+    assert desk.round(a, b) > 0
+    fates = [(row.round, row.state) for row in desk.store.updates() if row.device == d]
+    assert fates == [(1, "superseded"), (2, "merged")]
+
+
 # --- merges that do not work -----------------------------------------------------------------------------------------
 
 
