@@ -355,8 +355,12 @@ class Device:
 
     async def _watch_consent(self, sources: list[Path]) -> None:
         """Stop training soon after the owner withdraws consent or adds text."""
-        while self._sources() == sources:  # noqa: ASYNC110 (another process, `bramble data`, changes them)
-            await asyncio.sleep(CONSENT_SECONDS)
+        changed = False
+        while not changed:
+            with contextlib.suppress(BrambleError):  # a disk that is full for a moment does not end the watch
+                changed = self._sources() != sources  # by another process, `bramble data`
+            if not changed:
+                await asyncio.sleep(CONSENT_SECONDS)
         self._stop_training.set()
 
     async def _prepared(self) -> PreparedText:
