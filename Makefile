@@ -15,8 +15,8 @@ help: ## Show this list
 demo: $(READY) ## Watch a broker, a hub and three devices grow one model
 	$(BIN)/bramble demo
 
-test: $(READY) ## Run every test
-	$(BIN)/python -m pytest
+test: $(READY) ## Run every test, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY) ## Lint, types, and the floors of the house
 	$(BIN)/ruff check .

@@ -11,7 +11,8 @@ from hypothesis import settings
 from tests.models import Shape, quantise, write_model
 
 # A busy machine is no wrong answer. By hand, each run tries other examples; CI repeats the same ones, so that a red run
-# there is about the change in hand.
+# there is about the change in hand. `pytest --hypothesis-profile thorough` looks ten times as long.
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.register_profile("bramble", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("bramble")
 

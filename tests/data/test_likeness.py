@@ -46,6 +46,6 @@ def test_short_texts_are_no_trouble(texts: list[str]) -> None:
 
 def test_boilerplate_in_thousands_takes_seconds_not_minutes() -> None:
     texts = [" ".join([*words(1, 120), *words(seed + 2, 60)]) for seed in range(1500)]
-    began = time.monotonic()
+    began = time.process_time()  # whoever else uses the machine
     group_alike(texts)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 
 from agent.crypto.identity import Identity
 from agent.crypto.replay import ReplayWindow
@@ -98,9 +98,7 @@ class Desk:
     seeds: int = 0
 
     def open(self) -> None:
-        engine = make_engine(self.home, None)
-        event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous=OFF"))
-        self.store = MortalStore(engine, home=self.home)
+        self.store = MortalStore(_engine(self.home), home=self.home)
         self.config = self.store.config
         self.blobs = BlobStore(self.home.blobs)
         self.publisher = Silent()
@@ -220,6 +218,13 @@ class Desk:
         return [fields for name, fields in self.heard if name == event]
 
 
+def _engine(home: Home) -> Engine:
+    """Give an engine that does not wait for the disk: what is killed here is a process, not the power."""
+    engine = make_engine(home, None)
+    event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous=OFF"))
+    return engine
+
+
 def make_desk(
     directory: Path, *, members: int = 4, last_round: int | None = None, keep_releases: int = 10, **rules: Any
 ) -> Desk:
@@ -250,7 +255,7 @@ def make_desk(
     manifest = Manifest(number=0, sha256=BlobStore(home.blobs).put(data), parent="", size=len(data), round=0)
     row = ReleaseRow(manifest=manifest, content_key=secrets.token_bytes(KEY_BYTES), state="promoted", updates=())
     desk = Desk(home)
-    with HubStore(make_engine(home, None), home=home) as store:
+    with HubStore(_engine(home), home=home) as store:
         store.create_tables()
         store.add_release(row)
         store.save_config(config)

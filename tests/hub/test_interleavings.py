@@ -236,7 +236,7 @@ def test_rounds_survive_any_interleaving(machine: type[Interleavings]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=20,
+            max_examples=settings().max_examples // 10,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

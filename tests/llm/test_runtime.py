@@ -174,10 +174,10 @@ def test_a_missing_and_a_broken_base_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_loading_is_quiet_and_quick(tiny_q8: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # whoever else uses the machine
     with Runtime(base_path=tiny_q8, n_threads=1) as runtime:
         runtime.losses(np.zeros((1, 8), dtype=np.uint32))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert capfd.readouterr() == ("", "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import socket
 import subprocess
@@ -26,9 +27,16 @@ def _installed(program: str) -> str | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Give a port that nobody listens on, from below those that systems hand out by themselves.
+
+    Other tests run at the same time: one of those could be taken by any connection until its broker starts, or starts
+    again. And not drawn by ``random``, which begins anew with the same seed in each test.
+    """
+    while True:
+        port = 10_240 + secrets.randbelow(22_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _listens(port: int) -> bool:

@@ -25,6 +25,9 @@ from tests.transport.conftest import ALICE, BOB, FAST, PASSWORD, take
 
 T = Topics(COMMUNITY)
 
+PATIENCE = {"embedded": 10.0, "amqtt": 2.5}
+"""Seconds in which what was promised happens. Ours may be on a busy machine; from theirs it does not come at all."""
+
 
 @pytest.fixture
 async def port(kind: str, tmp_path: Path) -> AsyncIterator[int]:
@@ -52,14 +55,15 @@ def fault_of_amqtt(reason: str) -> pytest.MarkDecorator:
 
 
 @fault_of_amqtt("forgets a message that its receiver did not acknowledge before it was cut off")
-async def test_a_message_that_was_under_way_at_a_break_comes_again(port: int) -> None:
+async def test_a_message_that_was_under_way_at_a_break_comes_again(port: int, kind: str) -> None:
     async with link(port, "hub") as hub, link(port, ALICE) as alice:
         await hub.subscribe(T.all_from())
         await alice.publish(T.from_(ALICE, "update"), b"lost")
         await take(hub, 1, ack=False)
         assert hub._client is not None
         hub._client.cut()
-        assert [message.payload for message in await take(hub, 1, within=3)] == [b"lost"]
+        within = PATIENCE[kind]
+        assert [message.payload for message in await take(hub, 1, within=within)] == [b"lost"]
 
 
 @fault_of_amqtt("hands a client what others subscribed to and is retained, when it connects")
@@ -104,14 +108,14 @@ async def test_a_wrong_password_does_not_cut_off_the_owner_of_the_session(port: 
 
 
 @fault_of_amqtt("keeps a connection that fell silent for ever")
-async def test_a_client_that_falls_silent_is_sent_away(port: int) -> None:
+async def test_a_client_that_falls_silent_is_sent_away(port: int, kind: str) -> None:
     password = len(PASSWORD).to_bytes(2, "big") + PASSWORD.encode()
     body = b"\x00\x04MQTT\x04\xc2\x00\x01" + b"\x00\x01s" + b"\x00\x03hub" + password  # a keepalive of one second
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(b"\x10" + bytes([len(body)]) + body)
         assert await reader.readexactly(4) == b"\x20\x02\x00\x00"
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(PATIENCE[kind]):
             assert await reader.read(1) == b""
     finally:
         writer.close()

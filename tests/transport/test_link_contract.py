@@ -69,7 +69,7 @@ async def test_what_is_not_acknowledged_comes_again_after_a_break(net: Net) -> N
         handled.ack()  # twice does no harm
         await hub.publish(T.hub("round"), b"fence")  # once it is taken, the broker has seen the acknowledgement
         net.cut(hub)
-        again = await take(hub, 1)
+        again = await take(hub, 1, within=net.patience)
         lost.ack()  # of a connection that is gone: nothing may come of it
         assert [message.payload for message in again] == [b"lost"]
         await alice.publish(T.from_(ALICE, "update"), b"next")
@@ -102,7 +102,7 @@ async def test_two_live_links_with_one_id_do_not_lose_what_is_sent_and_do_not_st
                 heard.set()
 
         listening = [asyncio.create_task(listen(link)) for link in (one, other)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(2 * net.patience):
             while changes.count(True) < 4:
                 await hub.publish(T.hub("round"), b"fence")
             await hub.publish(T.to(ALICE, "receipt"), b"for whoever is in")
