@@ -122,6 +122,15 @@ def exclusive(home: Home) -> Iterator[None]:
         lock.release()
 
 
+def in_use(home: Home) -> bool:
+    """Say whether a process runs on a state directory."""
+    try:
+        with exclusive(home):
+            return False
+    except AlreadyRunningError:
+        return True
+
+
 @contextlib.contextmanager
 def explained_disk(path: Path) -> Iterator[None]:
     """Turn the operating system's complaint about ``path`` into an error with advice.

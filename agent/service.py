@@ -18,7 +18,6 @@ from agent.device.profile import load_profiles, recognise
 from agent.errors import (
     AlreadyInitialisedError,
     AlreadyMemberError,
-    AlreadyRunningError,
     BaseMismatchError,
     InviteRefusedError,
     ModelError,
@@ -35,7 +34,7 @@ from agent.governance.charter import Charter
 from agent.llm.gguf_file import open_gguf, sha256_file
 from agent.llm.seedling import SEEDLING_PATH
 from agent.llm.shelf import Shelf, ShelfModel
-from agent.paths import BlobStore, Home, exclusive, explained_disk, write_atomically
+from agent.paths import BlobStore, Home, exclusive, explained_disk, in_use, write_atomically
 from agent.running import run_until_signalled
 from agent.settings import DeviceSettings, load_settings, mqtt_protocol
 from agent.training.process import Workers, run_worker
@@ -262,7 +261,7 @@ def device_status(home: Home) -> dict[str, object]:
     """Say what a device is doing and why; works whether it runs or not."""
     identity = Identity.load(home.keys)
     with open_device_store(home) as store:
-        running = _is_running(home)
+        running = in_use(home)
         status = store.status
         if not running:
             status = {"state": "stopped", "reason": "start it with `bramble run`"}
@@ -288,14 +287,6 @@ def device_status(home: Home) -> dict[str, object]:
             "phase": seen.phase if seen else None,
             "rounds": [record.model_dump() for record in store.rounds()],
         }
-
-
-def _is_running(home: Home) -> bool:
-    try:
-        with exclusive(home):
-            return False
-    except AlreadyRunningError:
-        return True
 
 
 def add_source(home: Home, path: Path, survey: Survey) -> None:

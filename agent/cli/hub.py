@@ -225,9 +225,10 @@ def status(home: Home, as_json: bool) -> None:
     from agent.cli.hub_shown import show_status
     from agent.hub.reporting import hub_status
     from agent.hub.store import open_store
+    from agent.paths import in_use
 
     with open_store(home) as store:
-        found = hub_status(store)
+        found = {**hub_status(store), "running": in_use(home)}
     if as_json:
         print_json(found)
     else:

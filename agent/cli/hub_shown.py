@@ -20,7 +20,8 @@ LAST_ROUNDS = 10
 
 def show_status(found: Mapping[str, Any]) -> None:
     """Say where the rounds are, who takes part, and what was released."""
-    click.echo(f"{found['name']} at {found['broker']} ({found['mode']})")
+    running = "" if found["running"] else "; the hub does not run: start it with `bramble hub run`"
+    click.echo(f"{found['name']} at {found['broker']} ({found['mode']}){running}")
     click.echo(f"round {found['round']}: {_where(found)}")
     refused = Counter(row["reason"] for row in found["refusals"])
     words = ", ".join(f"{count} {reason}" for reason, count in refused.most_common()) or "none"
@@ -34,6 +35,8 @@ def show_status(found: Mapping[str, Any]) -> None:
     for row in found["releases"][-LAST_ROUNDS:]:
         note = "" if row["kept"] else "  (not kept)"
         click.echo(f"  release {row['number']:>3}  {row['sha256'][:16]}  from round {row['round']}{note}")
+    if found["withdrawn"]:
+        click.echo(f"  withdrawn: {', '.join(map(str, found['withdrawn']))}")
     for act in found["acts"]:
         details = act["details"]
         click.echo(

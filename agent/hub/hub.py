@@ -47,6 +47,9 @@ class Hub:
         self._identity = identity
         self._link = link
         self._events = events = events.about()
+        state = store.round_state()
+        if state is not None:
+            events.context["round"] = state.number
         self._config = store.config
         self._speak = asyncio.Event()
         self._look = asyncio.Event()

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from agent.cli.hub import hub
 from agent.errors import SettingsError, StateError
+from agent.paths import exclusive
 from tests.hub.desk import Desk, make_desk
 
 
@@ -47,10 +48,19 @@ def test_status_says_where_the_rounds_are(desk: Desk) -> None:
     assert (found["round"], found["phase"], found["release"]) == (3, "collecting", 1)
     assert found["now"] | {"fresh": 1, "late": 0, "waiting": 1} == found["now"]
     assert [row["outcome"] for row in found["rounds"]] == ["promoted", "rejected", "running"]
+    assert not found["running"]
     text = said(desk, "status")
+    assert "the hub does not run" in text
     assert "round 3: collecting, 1 updates" in text
     assert "1 already-counted" in text
     assert "release   1" in text
+
+
+def test_status_tells_a_hub_that_runs(desk: Desk) -> None:
+    with exclusive(desk.home):
+        assert told(desk, "status")["running"]
+        assert "does not run" not in said(desk, "status")
+    assert not told(desk, "status")["running"]
 
 
 def test_round_says_who_took_part_and_what_became_of_it(desk: Desk) -> None:
@@ -91,7 +101,9 @@ def test_rollback_goes_back_and_the_status_tells_of_it(desk: Desk) -> None:
     found = told(desk, "status")
     assert (found["release"], found["withdrawn"], found["round"]) == (0, [1], 4)
     assert found["rounds"][2]["reason"] == "the hub went back to release 0"
-    assert "went back from release 1 to 0" in said(desk, "status")
+    text = said(desk, "status")
+    assert "went back from release 1 to 0" in text
+    assert "withdrawn: 1\n" in text
     with pytest.raises(StateError, match="stands"):
         said(desk, "rollback", "0")
 

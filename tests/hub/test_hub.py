@@ -354,6 +354,10 @@ async def test_every_line_about_a_round_or_a_device_says_which(world: World, tmp
             assert fields["round"] >= 1, name
         if name in {"device-joined", "update-accepted", "update-refused", "verdict", "message-refused"}:
             assert fields["device"] == ada.identity.id, name
+    before = len(world.heard.names)
+    async with world.hub():
+        pass
+    assert all(fields["round"] >= 1 for _name, fields in world.heard.names[before:])  # after a restart: each of them
 
 
 async def test_hub_goes_on_where_the_broker_refuses_what_it_says_to_one_device(
