@@ -298,11 +298,11 @@ def add_source(home: Home, path: Path, survey: Survey) -> None:
 def remove_source(home: Home, path: Path) -> None:
     """Withdraw consent: what was learned and not sent yet is not sent, and what was made from the text is removed."""
     with open_device_store(home) as store:
-        left_over = store.residual_blobs()
+        kept = store.kept_blobs()
         with store.transaction():
             ConsentBook(store.connection).withdraw(path)
             store.withdraw_unsent()
-    for sha256 in left_over:
+    for sha256 in kept:
         BlobStore(home.blobs).discard(sha256)
     with explained_disk(home.work):
         for made in (home.work / "windows", home.work / "adapters", *home.work.glob("round-*")):

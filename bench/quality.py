@@ -1,12 +1,13 @@
 """What the community gains by each merge rule and compression: ten owners of Shakespeare's speeches, non-IID.
 
     python bench/quality.py --json FILE [--plot PNG] [--seeds N] [--rules a,b] [--compressions c,d] [--rounds N]
-    (- for standard output; progress on standard error; about 80 minutes with the defaults on two cores)
+    (- for standard output; progress on standard error; about 50 minutes with the defaults on two cores)
 
 Each of ten devices holds what the characters of a play or two say. In every round each trains from the release on its
 own text by the product's own training engine; its update is clipped, compressed and encoded as it would travel, decoded
-as the hub decodes it, and merged by the product's rules. Losses are means over what all devices held back, so that a
-device that learns nothing but its own text gains little. All runs of a seed begin with the same adapter:
+as the hub decodes it, and merged by the product's rules. Schedule and moments are what a new charter says (`stack`
+begins each round without moments, as `bramble hub init` has it). Losses are means over what all devices held back, so
+that a device that learns nothing but its own text gains little. All runs of a seed begin with the same adapter:
 
 - ``base``: the seedling as it is; the zero of ``gain_fraction``;
 - ``centralised``: all text in one place, as many steps as the devices did one after another, each on a batch as large
@@ -16,11 +17,12 @@ device that learns nothing but its own text gains little. All runs of a seed beg
 - every rule with every compression. ``outer`` says what the hub made of the mean change.
 
 JSON: ``machine``, ``recipe`` (what devices do), and ``rows``, each with ``rule``, ``compression``, ``outer``, ``seed``,
-``loss`` (nats a token after the last round), ``loss_by_round``, ``gain_fraction`` = (base - loss) / (base -
-centralised, of the same seed), ``bytes_per_update`` (mean, sealed, as offered), ``share_of_fp32`` (of the same numbers
-as plain float32, both factors) and ``default`` (it is what a new charter says). ``summary`` has mean, lowest and
-highest ``gain_fraction`` of each rule and compression over the seeds. What is done is kept in FILE.runs: begun again
-with the same arguments, the bench goes on with what is missing.
+``loss`` (nats a token after the last round), ``loss_by_round`` (of some rounds), ``gain_fraction`` = (base - loss) /
+(base - centralised, of the same seed), ``bytes_per_update`` (mean, sealed, as offered), ``share_of_fp32`` (of all
+numbers that such an update has, as plain float32) and ``default`` (it is what a new charter says). ``summary`` has
+mean, lowest and highest ``gain_fraction`` of each rule and compression over the seeds; ``missing`` counts the runs that
+are still to be done. The file is written anew after each run, the runs that matter most first, and what is done is kept
+in FILE.runs: begun again with the same arguments, the bench goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,8 +60,9 @@ from agent.llm.seedling import SEEDLING_PATH
 from agent.llm.tokenizer import LlamaTokenizer
 from agent.paths import write_atomically
 from agent.training.compute import resolve_compute
-from agent.update.delta import Factors, difference
+from agent.update.delta import Delta, Factors, difference
 from agent.update.feedback import send
+from agent.update.layout import layout_of
 from agent.update.start import initial_adapter
 from agent.update.wire import UpdateHeader, decode_update
 from engines.learner import Learner, Recipe
@@ -72,15 +75,15 @@ HELDOUT = 24
 RANK = 8
 ALPHA = 2.0 * RANK
 ROUNDS = 10
-RECIPE = Recipe(steps=20, batch_size=4, learning_rate=8e-3, warmup_steps=2)
-CENTRALISED_RATES = (4e-3, 8e-3, 1.6e-2)
-RULES = ("stack", "fedavg", "alternate", "ffa")
-COMPRESSIONS = ("none", "int8", "int4", "topk")
-MAX_NORM = 1e6
-_COMMUNITY = bytes(16)
-_SEAL_KEY = SealKey.generate().public
+JUDGED_EVERY = 5
 _HASH = "0" * 64
 CHARTER = Charter(name="quality", base_name="seedling", base_sha256=_HASH, base_bytes=1).model_dump()
+RECIPE = Recipe(steps=4, batch_size=8, learning_rate=8e-3, warmup_steps=2, schedule=CHARTER["training"]["schedule"])
+CENTRALISED_RATES = (8e-3, 1.2e-2, 1.6e-2)
+RULES = ("fedavg", "stack", "alternate", "ffa")
+COMPRESSIONS = ("none", "int8", "int4", "topk")
+_COMMUNITY = bytes(16)
+_SEAL_KEY = SealKey.generate().public
 
 Row: TypeAlias = dict[str, Any]
 
@@ -173,29 +176,31 @@ def base_alone(run: Run) -> Row:
 def centralised(run: Run) -> Row:
     """Train on all text in one place, with the devices' batches together."""
     text = pooled([device.train for device in world().devices])
-    recipe = Recipe(
-        steps=RECIPE.steps * run.rounds,
-        batch_size=RECIPE.batch_size * DEVICES,
+    recipe = in_one_go(run, batch_size=RECIPE.batch_size * DEVICES)
+    learnt = world().learner.train(world().first(run.seed), text, recipe, seed=run.seed, factors="both")
+    return {"loss": world().loss(learnt.adapter), "bytes_per_update": 0.0}
+
+
+def in_one_go(run: Run, *, batch_size: int) -> Recipe:
+    """Give all steps of all rounds without rounds, with the schedule that suits one training best."""
+    steps = RECIPE.steps * run.rounds
+    return Recipe(
+        steps=steps,
+        batch_size=batch_size,
         learning_rate=run.learning_rate,
-        warmup_steps=RECIPE.warmup_steps * run.rounds // 2,
+        warmup_steps=max(1, steps // 20),
+        schedule="cosine",
     )
-    trained = world().learner.train(world().first(run.seed), text, recipe, seed=run.seed, factors="both")
-    return {"loss": world().loss(trained), "bytes_per_update": 0.0}
 
 
 def each_alone(run: Run) -> Row:
     """Let each device train by itself, all its steps in one go."""
-    recipe = Recipe(
-        steps=RECIPE.steps * run.rounds,
-        batch_size=RECIPE.batch_size,
-        learning_rate=run.learning_rate,
-        warmup_steps=RECIPE.warmup_steps * run.rounds // 2,
-    )
+    recipe = in_one_go(run, batch_size=RECIPE.batch_size)
     losses = []
     for index, device in enumerate(world().devices):
         seed = order_seed(run.seed, 0, index)
-        trained = world().learner.train(world().first(run.seed), device.train, recipe, seed=seed, factors="both")
-        losses.append(world().loss(trained))
+        learnt = world().learner.train(world().first(run.seed), device.train, recipe, seed=seed, factors="both")
+        losses.append(world().loss(learnt.adapter))
     return {"loss": statistics.fmean(losses), "loss_by_device": losses, "bytes_per_update": 0.0}
 
 
@@ -204,31 +209,39 @@ def community(run: Run) -> Row:
     rule = load_rule(run.rule)
     release, carry = world().first(run.seed), b""
     residuals: dict[tuple[int, Factors], Adapter | None] = {}
-    sizes: list[int] = []
-    losses: list[float] = []
+    moments: dict[tuple[int, Factors], bytes] = {}
+    sizes: list[tuple[int, int]] = []
+    losses: dict[int, float] = {}
+    recipe = replace(RECIPE, learning_rate=run.learning_rate)
     for number in range(1, run.rounds + 1):
         factors = rule.factors(number)
         updates = {}
         for index, device in enumerate(world().devices):
-            recipe = Recipe(**{**asdict(RECIPE), "learning_rate": run.learning_rate})
-            seed = order_seed(run.seed, number, index)
-            trained = world().learner.train(release, device.train, recipe, seed=seed, factors=factors)
-            left = residuals.get((index, factors))
-            data, residuals[index, factors] = pack(
-                run, release, trained, left, number=number, seed=seed, factors=factors
+            seed, whose = order_seed(run.seed, number, index), (index, factors)
+            learnt = world().learner.train(
+                release, device.train, recipe, seed=seed, factors=factors, moments=moments.get(whose)
             )
-            sizes.append(sealed_bytes(data))
+            if rule.linear and CHARTER["training"]["moments"] == "kept":
+                moments[whose] = learnt.moments
+            delta = difference(release, learnt.adapter, factors)
+            data, residuals[whose] = pack(run, release, delta, residuals.get(whose), number=number, seed=seed)
+            sizes.append((sealed_bytes(data), 4 * layout_of(delta).count))
             updates[f"device-{index}"] = partial(arrive, data, release)
         merged = merge(rule, release, updates, carry, outer=run.outer)
         release, carry = merged.adapter, merged.carry
-        losses.append(world().loss(release))
-    plain = 4 * sum(factors.a.size + factors.b.size for factors in release.modules.values())
-    size = statistics.fmean(sizes)
-    return {"loss": losses[-1], "loss_by_round": losses, "bytes_per_update": size, "share_of_fp32": size / plain}
+        if number % JUDGED_EVERY == 0 or number == run.rounds:
+            losses[number] = world().loss(release)
+    size, plain = (statistics.fmean(each) for each in zip(*sizes, strict=True))
+    return {
+        "loss": losses[run.rounds],
+        "loss_by_round": losses,
+        "bytes_per_update": size,
+        "share_of_fp32": size / plain,
+    }
 
 
 def pack(
-    run: Run, release: Adapter, trained: Adapter, left: Adapter | None, *, number: int, seed: int, factors: Factors
+    run: Run, release: Adapter, delta: Delta, left: Adapter | None, *, number: int, seed: int
 ) -> tuple[bytes, Adapter | None]:
     """Give an update as a device encodes it, and what it keeps for the next one."""
     header = UpdateHeader(
@@ -240,11 +253,12 @@ def pack(
         tokens=RECIPE.steps * RECIPE.batch_size * (WINDOW - 1),
         steps=RECIPE.steps,
         seed=seed,
-        factors=factors,
+        factors=delta.factors,
     )
-    delta = difference(release, trained, factors)
     density = CHARTER["density"]
-    sending = send(header, release, delta, left, compression=run.compression, density=density, max_norm=MAX_NORM)
+    sending = send(
+        header, release, delta, left, compression=run.compression, density=density, max_norm=CHARTER["max_update_norm"]
+    )
     return sending.update.data, sending.residual
 
 
@@ -268,20 +282,32 @@ def sealed_bytes(data: bytes) -> int:
 
 
 def wanted(arguments: argparse.Namespace) -> list[Run]:
-    """Give all runs that were asked for, the yardsticks first."""
+    """Give all runs that were asked for: the default and its yardsticks first, what compares with it last."""
     rate = arguments.learning_rate
     runs = []
     for seed in range(arguments.seeds):
-        settle = partial(Run, seed=seed, rounds=arguments.rounds, outer=OuterOptimiser())
-        runs.append(settle(rule="base", compression="", learning_rate=rate))
-        runs += [settle(rule="centralised", compression="", learning_rate=each) for each in CENTRALISED_RATES]
-        runs.append(settle(rule="alone", compression="", learning_rate=rate))
+        settle = partial(Run, compression="", seed=seed, rounds=arguments.rounds, outer=OuterOptimiser())
+        runs.append(settle(rule="base", learning_rate=rate))
+        runs += [settle(rule="centralised", learning_rate=each) for each in CENTRALISED_RATES]
+        runs.append(settle(rule="alone", learning_rate=rate))
         runs += [
             Run(rule, compression, arguments.outer, seed, arguments.rounds, rate)
             for rule in arguments.rules
             for compression in arguments.compressions
         ]
-    return runs
+    return sorted(runs, key=urgency)
+
+
+def urgency(run: Run) -> tuple[int, int]:
+    """Order runs, the seeds of those that matter most before the first seed of those that matter less."""
+    if run.rule in {"base", "centralised"}:
+        return 0, run.seed
+    usual = CHARTER["compression"]
+    if run.compression == usual and run.rule == CHARTER["merge_rule"]:
+        return 0, run.seed
+    if run.rule in {"fedavg", "stack"} and run.compression in {usual, "none"}:
+        return 1 + run.seed, 0
+    return 1 + run.seed, 1
 
 
 def judged(rows: Sequence[Row]) -> list[Row]:
@@ -328,13 +354,14 @@ def summary(rows: Iterable[Row]) -> list[Row]:
     return found
 
 
-def report(rows: Sequence[Row]) -> Row:
-    """Give the whole result."""
+def report(rows: Sequence[Row], missing: int) -> Row:
+    """Give the result of the runs that are done."""
     hardware = detect()
     kept = judged(rows)
     return {
         "machine": {"cpu": hardware.cpu_model, "cores": hardware.usable_cores, "system": platform.platform()},
         "recipe": {**asdict(RECIPE), "devices": DEVICES, "window": WINDOW, "rank": RANK, "alpha": ALPHA},
+        "missing": missing,
         "rows": kept,
         "summary": summary(kept),
     }
@@ -434,14 +461,30 @@ def main() -> None:
         for future in as_completed(futures):
             run, row = futures[future], future.result()
             done[run.key] = row
-            say(f"{len(done)} of {len(runs)}: {run.rule} {run.compression} seed {run.seed}: {row['loss']:.4f}")
+            left = sum(each.key not in done for each in runs)
+            say(f"{run.rule} {run.compression} seed {run.seed}: {row['loss']:.4f}; {left} of {len(runs)} left")
             if options.json != "-":
                 write_atomically(Path(options.json + ".runs"), json.dumps(done).encode())
-    found = report([done[run.key] for run in runs])
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    sys.stdout.write(text) if options.json == "-" else Path(options.json).write_text(text)
+                write_report(report_of(runs, done), options.json)
+    found = report_of(runs, done)
+    write_report(found, options.json)
     if options.plot:
         draw(found, options.plot)
+
+
+def report_of(runs: Sequence[Run], done: dict[str, Row]) -> Row:
+    """Give the result of those runs that are done."""
+    rows = [done[run.key] for run in runs if run.key in done]
+    return report(rows, missing=len(runs) - len(rows))
+
+
+def write_report(found: Row, target: str) -> None:
+    """Write the result into a file, or to standard output."""
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(Path(target), text.encode(), mode=0o644)
 
 
 if __name__ == "__main__":

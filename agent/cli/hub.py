@@ -134,8 +134,8 @@ def init(home: Home, **options: Any) -> None:
         plan["learning_rate"] = options["learning_rate"]
     plan["warmup_steps"] = max(1, options["steps"] // 10)
     chosen = {key: options[key] for key in ("merge_rule", "compression", "density") if options[key] is not None}
-    if options["merge_rule"]:
-        load_rule(options["merge_rule"])
+    rule = load_rule(options["merge_rule"] or Charter.model_fields["merge_rule"].default)
+    plan["moments"] = "kept" if rule.linear else "fresh"  # other rules change what the numbers of a factor mean
     if options["outer"]:
         chosen["outer"] = OuterOptimiser(name=options["outer"])
     try:

@@ -220,13 +220,13 @@ class Device:
     def _forget_old(self) -> None:
         """Remove adapters that nothing here needs, whole or half fetched: candidates that were rejected among them.
 
-        What is in use, on trial, trained last or left over stays, and the release that rounds start from.
+        What is in use, on trial, trained last or gone on with stays, and the release that rounds start from.
         """
         seen, adopted, rounds = self._store.announcement, self._store.adopted(), self._store.rounds()
         announced = {manifest.sha256 for manifest in (seen.release, seen.candidate) if manifest} if seen else set()
         in_use = announced | ({adopted[1]} if adopted else set())
         trained = {str(record.report.get("trained", "")) for record in rounds[-1:]}
-        self._blobs.keep_only(in_use | trained | self._store.residual_blobs())
+        self._blobs.keep_only(in_use | trained | self._store.kept_blobs())
         self._fetcher.keep_only(announced)
         AdapterFiles(store=self._store, base=self._membership.base).keep_only(in_use)
 

@@ -62,6 +62,7 @@ def training_job(
     steps: int | None = None,
     fitted: PlanResult | None = None,
     factors: Factors = "both",
+    moments: Path | None = None,
 ) -> TrainJob:
     """Say what a worker has to do for one round of this community, in the way that a plan fitted into its memory."""
     charter = membership.charter
@@ -81,8 +82,11 @@ def training_job(
         checkpointing=fitted.checkpointing if fitted else False,
         learning_rate=plan.learning_rate,
         warmup_steps=plan.warmup_steps,
+        schedule=plan.schedule,
         weight_decay=plan.weight_decay,
         grad_clip=plan.grad_clip,
+        start_moments=moments,
+        keep_moments=plan.moments == "kept",
         seed=seed,
         factors=factors,
         compute=fitted.compute if fitted else settings.compute,
@@ -113,7 +117,8 @@ async def learn(
 
     Killed anywhere, the next call with the same arguments goes on: training from its checkpoint, and the update is
     queued in the very transaction that remembers the round, so it is made once. The same transaction puts what this
-    update leaves over in the place of what it took up.
+    update leaves over in the place of what it took up, and the moments that training ended with in the place of those
+    that it began with.
 
     Raises:
         TrainingPausedError: ``pause`` was set; the checkpoint is kept.
@@ -147,6 +152,7 @@ async def learn(
         directory=directory,
         fitted=fitted,
         factors=factors,
+        moments=_moments(store, blobs, membership, factors=factors, directory=directory),
     )
     result = await workers(job, pause=pause, on_progress=on_progress, on_start=on_start)
     trained = read_adapter(result.adapter_path)
@@ -164,21 +170,23 @@ async def learn(
     )
     trained_id = blobs.put(trained.to_bytes())
     left_over = _left_over(packed, blobs, release=release, factors=factors)
+    moments = None if result.moments_path is None else blobs.put(result.moments_path.read_bytes())
     record = _record(result, packed, round_number=round_number, trained=trained_id)
-    before = store.residual_blobs()
+    before = store.kept_blobs()
     try:
         with store.transaction():
             ConsentBook(store.connection).require(sources)
             queue_transfer(Outbox(store.connection), Topics(membership.community), device, packed.offer, packed.chunks)
             store.add_round(record)
             store.replace_residual(factors, left_over)
+            store.replace_moments(factors, moments)
     except ConsentMissingError:
-        blobs.discard(trained_id)
-        if left_over is not None:
-            blobs.discard(left_over.sha256)
+        for made in (trained_id, moments, left_over and left_over.sha256):
+            if made:
+                blobs.discard(made)
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    for sha256 in before - store.residual_blobs():
+    for sha256 in before - store.kept_blobs():
         blobs.discard(sha256)
     shutil.rmtree(directory, ignore_errors=True)
     return Learned(
@@ -206,6 +214,24 @@ def _residual(
     except (StateError, AdapterError):
         return None
     return residual if fits(residual, start) else None
+
+
+def _moments(
+    store: DeviceStore, blobs: BlobStore, membership: Membership, *, factors: Factors, directory: Path
+) -> Path | None:
+    """Put the moments of the last training of these factors where a worker finds them; None where there are none.
+
+    Those of another base, rank or other layers are not gone on with; the worker sees that.
+    """
+    kept = store.moments(factors)
+    if kept is None or membership.charter.training.moments != "kept":
+        return None
+    path = directory / "start_moments.safetensors"
+    try:
+        write_atomically(path, blobs.get(kept))
+    except StateError:
+        return None
+    return path
 
 
 def _left_over(packed: PackedUpdate, blobs: BlobStore, *, release: Manifest, factors: Factors) -> Residual | None:

@@ -67,7 +67,16 @@ def _residuals(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals)
+def _moments(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE moments (
+            factors TEXT PRIMARY KEY,     -- which ones were trained
+            sha256 TEXT NOT NULL          -- of the blob: what the optimiser remembers
+        ) STRICT"""
+    )
+
+
+MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals, _moments)
 """Each takes the schema one version further; ``PRAGMA user_version`` counts them."""
 
 
@@ -311,10 +320,10 @@ class DeviceStore:
         names = ("factors", "sha256", "release", "start", "transfer")
         return None if row is None else Residual.model_validate(dict(zip(names, row, strict=True)))
 
-    def residual_blobs(self) -> frozenset[str]:
-        """Hashes of the blobs that hold what is left over."""
+    def kept_blobs(self) -> frozenset[str]:
+        """Hashes of the blobs that later rounds go on with: what is left over, and moments."""
         with explained_database(self.home):
-            rows = self.connection.execute("SELECT sha256 FROM residuals").fetchall()
+            rows = self.connection.execute("SELECT sha256 FROM residuals UNION SELECT sha256 FROM moments").fetchall()
         return frozenset(str(row[0]) for row in rows)
 
     def replace_residual(self, factors: Factors, residual: Residual | None) -> None:
@@ -327,6 +336,18 @@ class DeviceStore:
         if residual is not None:
             values = (residual.factors, residual.sha256, residual.release, residual.start, residual.transfer)
             self.connection.execute("INSERT INTO residuals VALUES (?, ?, ?, ?, ?)", values)
+
+    def moments(self, factors: Factors) -> str | None:
+        """Give the blob with the moments of the last training of these factors (:mod:`agent.training.moments`)."""
+        with explained_database(self.home):
+            row = self.connection.execute("SELECT sha256 FROM moments WHERE factors = ?", (factors,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def replace_moments(self, factors: Factors, sha256: str | None) -> None:
+        """Remember the blob with these factors' moments, or that there is none (call inside :meth:`transaction`)."""
+        self.connection.execute("DELETE FROM moments WHERE factors = ?", (factors,))
+        if sha256 is not None:
+            self.connection.execute("INSERT INTO moments VALUES (?, ?)", (factors, sha256))
 
     def forget_rounds(self, first: int) -> None:
         """Forget the updates made for a round and all after it: the hub does not remember them either."""
@@ -347,9 +368,10 @@ class DeviceStore:
     def withdraw_unsent(self) -> None:
         """Take every update that the hub has not counted yet out of the outbox (call inside :meth:`transaction`).
 
-        What updates left over was learned from the same text, so it is forgotten too.
+        What updates left over and the optimiser's moments come from the same text, so they are forgotten too.
         """
         self.connection.execute("DELETE FROM residuals")
+        self.connection.execute("DELETE FROM moments")
         waiting = Outbox(self.connection)
         for record in self.rounds():
             if record.state == "sending":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -28,7 +28,13 @@ class TrainingPlan(_Rule):
     batch_size: int = Field(default=8, ge=1, le=256)
     window: int = Field(default=256, ge=16, le=8192, description="tokens in one training window")
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
-    warmup_steps: int = Field(default=4, ge=0)
+    warmup_steps: int = Field(default=4, ge=0, description="none where a device goes on with its moments")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="constant", description="of the learning rate in a round: `cosine` takes it down to a tenth"
+    )
+    moments: Literal["kept", "fresh"] = Field(
+        default="kept", description="whether a device's optimiser goes on where its last round ended"
+    )
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     grad_clip: float = Field(default=1.0, gt=0)
 
@@ -102,3 +108,12 @@ class Charter(_Rule):
     max_update_norm: float = Field(default=100.0, gt=0)
     training: TrainingPlan = TrainingPlan()
     rounds: RoundRules = RoundRules()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_charters_mean_what_they_meant(cls, given: Any) -> Any:
+        """Read a charter from before devices could keep moments: in those, every round began anew."""
+        training = given.get("training") if isinstance(given, dict) else None
+        if not isinstance(training, dict) or "moments" in training:
+            return given
+        return {**given, "training": {"schedule": "cosine", "moments": "fresh", **training}}

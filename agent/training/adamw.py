@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-_FIRST, _SECOND = "exp_avg", "exp_avg_sq"
+from agent.training.moments import NAMES
+
+_FIRST, _SECOND = NAMES
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 

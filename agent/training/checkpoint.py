@@ -16,13 +16,13 @@ from safetensors.torch import save
 
 from agent.paths import explained_disk, write_atomically
 from agent.training.job import TrainJob
+from agent.training.moments import NAMES as MOMENTS
 
 FILE_NAME = "checkpoint.safetensors"
 _NOT_WHAT_IS_LEARNT = {
     *("threads", "compute", "checkpoint_dir", "checkpoint_seconds", "out_dir"),
-    *("base_path", "windows_path", "heldout_path", "start_adapter"),  # their contents count, not where they lie
+    *("base_path", "windows_path", "heldout_path", "start_adapter", "start_moments"),  # their contents count
 }
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 Tensors: TypeAlias = Sequence[torch.Tensor]
 
 
@@ -72,7 +72,7 @@ def fingerprint(job: TrainJob) -> str:
     start = job.start_adapter
     if start is not None and start.is_dir():
         start = start / "adapter_model.safetensors"
-    for path in (job.windows_path, job.heldout_path, start):
+    for path in (job.windows_path, job.heldout_path, start, job.start_moments):
         digest.update(b"\0")
         if path is not None and path.is_file():
             with path.open("rb") as file:
@@ -90,7 +90,7 @@ def save_checkpoint(directory: Path, job_fingerprint: str, standing: Standing, m
     for name, group in (("value", memory.values), ("gradient", memory.gradients), ("best", memory.best)):
         tensors.update({f"{index}.{name}": tensor.detach() for index, tensor in enumerate(group)})
     for index, moments in enumerate(memory.moments):
-        tensors.update({f"{index}.{name}": moments[name] for name in _MOMENTS})
+        tensors.update({f"{index}.{name}": moments[name] for name in MOMENTS})
     about = {"fingerprint": job_fingerprint, **asdict(standing)}
     with explained_disk(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -113,10 +113,10 @@ def load_checkpoint(directory: Path, job_fingerprint: str) -> tuple[Standing, Me
             def group(name: str) -> list[torch.Tensor]:
                 return [file.get_tensor(f"{i}.{name}") for i in range(len(names)) if f"{i}.{name}" in names]
 
-            moments = [group(name) for name in _MOMENTS]
+            moments = [group(name) for name in MOMENTS]
             memory = Memory(
                 values=group("value"),
-                moments=[dict(zip(_MOMENTS, pair, strict=True)) for pair in zip(*moments, strict=True)],
+                moments=[dict(zip(MOMENTS, pair, strict=True)) for pair in zip(*moments, strict=True)],
                 gradients=group("gradient"),
                 best=group("best"),
             )

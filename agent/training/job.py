@@ -146,9 +146,12 @@ class TrainJob(_JobBase):
         trunk_cache: compute the layers below the changed ones once for each window and keep the result on disk.
         rslora: scale by ``alpha / sqrt(rank)`` instead of ``alpha / rank`` (Kalajdzievski 2023, *rsLoRA*).
         learning_rate: at its highest.
-        warmup_steps: steps over which it rises; a cosine then takes it down.
+        warmup_steps: steps over which it rises; none where training goes on with moments.
+        schedule: whether a cosine takes it down after that, or it stays.
         weight_decay: of AdamW.
         grad_clip: largest norm of the gradient.
+        start_moments: file of another training's moments to go on with, where they are of the same parameters.
+        keep_moments: write the moments at the end (:mod:`agent.training.moments`).
         seed: of the initial A and of the order of the windows.
         compute: arithmetic of the frozen layers; ``auto`` measures which is faster here.
         heldout_path: windows to stop early by; None to do all steps.
@@ -157,7 +160,7 @@ class TrainJob(_JobBase):
         max_heldout_windows: look only at the first so many.
         checkpoint_dir: where a killed worker's successor goes on from; removed by the owner of the job when done.
         checkpoint_seconds: time between checkpoints.
-        out_dir: gets ``peft/``, ``adapter.safetensors`` and ``adapter.gguf``.
+        out_dir: gets ``peft/``, ``adapter.safetensors``, ``adapter.gguf`` and, if wanted, ``moments.safetensors``.
     """
 
     kind: Literal["train"] = "train"
@@ -177,8 +180,11 @@ class TrainJob(_JobBase):
     rslora: bool = False
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
+    start_moments: Path | None = None
+    keep_moments: bool = False
     seed: int = Field(default=0, ge=0)
     compute: Compute = "auto"
     heldout_path: Path | None = None
@@ -218,6 +224,7 @@ class TrainResult(_Frozen):
         gguf_path: ``adapter.gguf``.
         peft_path: ``peft/``.
         adapter_sha256: of ``adapter.safetensors``.
+        moments_path: ``moments.safetensors``; None where the job did not ask for it.
     """
 
     kind: Literal["train"] = "train"
@@ -240,6 +247,7 @@ class TrainResult(_Frozen):
     gguf_path: Path
     peft_path: Path
     adapter_sha256: Sha256
+    moments_path: Path | None = None
 
 
 class PlanJob(_JobBase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -16,7 +17,7 @@ from agent.data.packing import WindowSet
 from agent.errors import DataError, TrainingDivergedError, TrainingPausedError
 from agent.llm.adapter import Adapter
 from agent.llm.gguf_file import GgufModel
-from agent.paths import write_atomically
+from agent.paths import explained_disk, write_atomically
 from agent.training.adamw import AdamW
 from agent.training.batches import pass_of
 from agent.training.checkpoint import Memory, Standing, fingerprint, load_checkpoint, save_checkpoint
@@ -25,6 +26,8 @@ from agent.training.decoder import Decoder
 from agent.training.job import Progress, TrainJob
 from agent.training.leaving import Leaving
 from agent.training.lora import LoraModel
+from agent.training.moments import FILE_NAME as MOMENTS_NAME
+from agent.training.moments import read_moments, write_moments
 from agent.training.schedule import learning_rate_at, windows_at
 from agent.training.trunk import TrunkCache
 
@@ -95,6 +98,10 @@ class Session:
         self._optimiser = AdamW(self._parameters, weight_decay=job.weight_decay)
         self._partial = _Partial([torch.zeros_like(parameter) for parameter in self._parameters])
         self._best: list[Tensor] = []
+        kept = None if job.start_moments is None else read_moments(job.start_moments, job, self._parameters)
+        if kept is not None:
+            self._optimiser.restore(*kept)
+        self._warmup_steps = job.warmup_steps if kept is None else 0
         self._saved = self._began = time.monotonic()
         if found is not None:
             self._restore(*found)
@@ -134,6 +141,14 @@ class Session:
                 for parameter, value in zip(self._parameters, self._best, strict=True):
                     parameter.copy_(value)
 
+    def write_moments(self) -> Path:
+        """Write the optimiser's moments as they are now, for another training to go on with, and say where."""
+        path = self.job.out_dir / MOMENTS_NAME
+        with explained_disk(self.job.out_dir):
+            self.job.out_dir.mkdir(parents=True, exist_ok=True)
+        write_moments(path, self.job, self._optimiser.updates, self._optimiser.moments)
+        return path
+
     def _step(self, step: int) -> None:
         """Do one step; where it raises, the parameters have not changed and the gradients are of whole passes."""
         job = self.job
@@ -153,14 +168,23 @@ class Session:
         if not math.isfinite(norm):
             self._diverged(step, value, norm)
         if counted:
-            rate = learning_rate_at(step, steps=job.steps, warmup_steps=job.warmup_steps, peak=job.learning_rate)
-            self._optimiser.step(partial.gradients, learning_rate=rate)
+            self._optimiser.step(partial.gradients, learning_rate=self._rate(step))
         partial.clear()
         self.losses.append(value)
         self.tokens += counted
         self._report(step)
         if step + 1 < job.steps and time.monotonic() - self._saved >= job.checkpoint_seconds:
             self._save()
+
+    def _rate(self, step: int) -> float:
+        job = self.job
+        return learning_rate_at(
+            step,
+            steps=job.steps,
+            warmup_steps=self._warmup_steps,
+            peak=job.learning_rate,
+            schedule=job.schedule,
+        )
 
     def _pass(self, step: int, which: NDArray[np.int64], counted: int) -> None:
         """Add up the gradients of some windows of a step in which so many tokens count."""

@@ -68,6 +68,7 @@ def train(job: TrainJob, on_progress: Callable[[Progress], None], leaving: Leavi
         gguf_path=job.out_dir / "adapter.gguf",
         peft_path=job.out_dir / "peft",
         adapter_sha256=_write(session.lora.extract(), base, job),
+        moments_path=session.write_moments() if job.keep_moments else None,
     )
 
 

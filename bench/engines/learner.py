@@ -32,13 +32,28 @@ class Recipe:
         steps: optimiser steps.
         batch_size: windows a step.
         learning_rate: at its highest.
-        warmup_steps: over which it rises.
+        warmup_steps: over which it rises, where there are no moments to go on with.
+        schedule: of the learning rate after that.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int
+    schedule: Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """What training gave.
+
+    Attributes:
+        adapter: trained.
+        moments: of the optimiser, for a later training to go on with.
+    """
+
+    adapter: Adapter
+    moments: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +70,16 @@ class Learner:
     base_sha256: str
     compute: Literal["float32", "bfloat16"]
 
-    def train(self, start: Adapter, windows: WindowSet, recipe: Recipe, *, seed: int, factors: Factors) -> Adapter:
+    def train(
+        self,
+        start: Adapter,
+        windows: WindowSet,
+        recipe: Recipe,
+        *,
+        seed: int,
+        factors: Factors,
+        moments: bytes | None = None,
+    ) -> Learnt:
         """Give what a device makes of an adapter.
 
         Args:
@@ -64,8 +88,12 @@ class Learner:
             recipe: what it does.
             seed: of the order of the windows.
             factors: what it may change.
+            moments: of its last training, to go on with.
         """
         with tempfile.TemporaryDirectory(prefix="bramble-quality-") as room:
+            start_moments = Path(room) / "start_moments.safetensors"
+            if moments is not None:
+                start_moments.write_bytes(moments)
             job = TrainJob(
                 base_path=self.base.path,
                 base_sha256=self.base_sha256,
@@ -78,6 +106,9 @@ class Learner:
                 batch_size=recipe.batch_size,
                 learning_rate=recipe.learning_rate,
                 warmup_steps=recipe.warmup_steps,
+                schedule=recipe.schedule,
+                start_moments=None if moments is None else start_moments,
+                keep_moments=True,
                 seed=seed,
                 threads=1,
                 compute=self.compute,
@@ -95,7 +126,7 @@ class Learner:
                 leaving=Leaving(),
             )
             session.run()
-            return session.lora.extract()
+            return Learnt(adapter=session.lora.extract(), moments=session.write_moments().read_bytes())
 
     def loss(self, adapter: Adapter, windows: WindowSet) -> float:
         """Give the mean loss over windows, nats a token."""

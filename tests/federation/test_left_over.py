@@ -275,7 +275,7 @@ async def test_rounds_that_train_other_factors_leave_it_alone(desk: Desk) -> Non
     await desk.learn(2, start=NEXT, release=2, delta=Delta(rank=4, modules=only_a), factors="a")
     kept = [desk.store.residual(factors) for factors in ("b", "a", "both")]
     assert [None if item is None else item.factors for item in kept] == ["b", "a", None]
-    assert desk.store.residual_blobs() == {item.sha256 for item in kept if item is not None}
+    assert desk.store.kept_blobs() == {item.sha256 for item in kept if item is not None}
     await desk.learn(3, start=NEXT, release=3, delta=NOTHING, factors="b")
     sent = desk.sent(3)
     assert sent.factors == "b"
@@ -301,9 +301,9 @@ async def test_with_consent_withdrawn_meanwhile_nothing_is_left_over(desk: Desk)
 async def test_withdrawing_consent_forgets_what_counted_updates_left_over(desk: Desk) -> None:
     await desk.learn(1, start=START, delta=DELTA)
     desk.settle(1, "counted")
-    (kept,) = desk.store.residual_blobs()
+    (kept,) = desk.store.kept_blobs()
     remove_source(desk.home, desk.source)
-    assert desk.store.residual_blobs() == frozenset()
+    assert desk.store.kept_blobs() == frozenset()
     assert not desk.blobs.has(kept)
 
 

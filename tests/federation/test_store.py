@@ -136,10 +136,10 @@ def test_residual_is_kept_for_the_factors_it_belongs_to_until_its_update_is_refu
     with store.transaction():
         store.settle(bytes.fromhex("a" * 32), state="refused", reason="norm")
         store.settle(bytes.fromhex("b" * 32), state="counted")
-    assert store.residual_blobs() == {"b" * 64}
+    assert store.kept_blobs() == {"b" * 64}
     with store.transaction():
         store.replace_residual("b", None)
-    assert store.residual_blobs() == frozenset()
+    assert store.kept_blobs() == frozenset()
 
 
 def test_residual_precedes_its_own_release_and_later_ones() -> None:
