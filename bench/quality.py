@@ -66,6 +66,7 @@ from agent.update.layout import layout_of
 from agent.update.start import initial_adapter
 from agent.update.wire import UpdateHeader, decode_update
 from engines.learner import Learner, Recipe
+from engines.quality_plot import draw
 from engines.speakers import Owner, owners, pooled
 
 TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyshakespeare.txt"
@@ -78,7 +79,7 @@ ROUNDS = 10
 JUDGED_EVERY = 5
 _HASH = "0" * 64
 CHARTER = Charter(name="quality", base_name="seedling", base_sha256=_HASH, base_bytes=1).model_dump()
-RECIPE = Recipe(steps=4, batch_size=8, learning_rate=8e-3, warmup_steps=2, schedule=CHARTER["training"]["schedule"])
+RECIPE = Recipe(steps=5, batch_size=4, learning_rate=8e-3, warmup_steps=2, schedule=CHARTER["training"]["schedule"])
 CENTRALISED_RATES = (8e-3, 1.2e-2, 1.6e-2)
 RULES = ("fedavg", "stack", "alternate", "ffa")
 COMPRESSIONS = ("none", "int8", "int4", "topk")
@@ -111,9 +112,8 @@ class Run:
     @property
     def key(self) -> str:
         """What tells this run from all others."""
-        return json.dumps(
-            [self.rule, self.compression, self.outer.model_dump(), self.seed, self.rounds, self.learning_rate]
-        )
+        recipe = [asdict(RECIPE), CHARTER["training"]["moments"], DEVICES, WINDOW, RANK]
+        return json.dumps([*asdict_run(self).values(), recipe])
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,53 +365,6 @@ def report(rows: Sequence[Row], missing: int) -> Row:
         "rows": kept,
         "summary": summary(kept),
     }
-
-
-def draw(found: Row, path: Path) -> None:
-    """Draw gain against bytes, one point a rule and compression, with its spread over the seeds."""
-    import matplotlib  # noqa: PLC0415 (heavy, and only needed here)
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 (after choosing the backend)
-
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    markers = dict(zip(COMPRESSIONS, "osD^", strict=True))
-    colours = {rule: f"C{index}" for index, rule in enumerate(RULES)}
-    labelled: set[str] = set()
-    for row in found["summary"]:
-        if not row["compression"]:
-            continue
-        mean = row["gain_fraction"]
-        spread = [[mean - row["gain_fraction_min"]], [row["gain_fraction_max"] - mean]]
-        axes.errorbar(
-            row["bytes_per_update"] / 1000,
-            mean,
-            yerr=spread,
-            color=colours.get(row["rule"], "C9"),
-            marker=markers.get(row["compression"], "x"),
-            markersize=10 if row["default"] else 6,
-            markeredgecolor="black" if row["default"] else "none",
-            linestyle="none",
-            capsize=2,
-            label=None if row["rule"] in labelled else row["rule"],
-        )
-        labelled.add(row["rule"])
-    for row in found["summary"]:
-        if row["rule"] in {"centralised", "alone"}:
-            axes.axhline(row["gain_fraction"], color="#777777", linestyle=":", linewidth=1)
-            axes.annotate(
-                row["rule"], (1, row["gain_fraction"]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
-    for name, marker in markers.items():
-        axes.plot([], [], marker=marker, color="#555555", linestyle="none", label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel("thousand bytes an update, sealed")
-    axes.set_ylabel("share of the centralised gain")
-    axes.set_title(f"{DEVICES} devices, {ROUNDS} rounds: what each rule and compression recovers (default: black edge)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, ncols=2)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def say(what: str) -> None:

@@ -84,6 +84,15 @@ def test_the_charter_says_how_updates_are_merged_and_compressed(tmp_path: Path, 
     assert {name: getattr(usual, name) for name in fields} == fields
 
 
+@pytest.mark.parametrize(("rule", "moments"), [("stack", "fresh"), ("ffa", "kept"), (None, "kept")])
+def test_devices_keep_moments_where_the_rule_leaves_the_factors_what_they_are(
+    tmp_path: Path, tiny_q8: Path, rule: str | None, moments: str
+) -> None:
+    init_hub(tmp_path / "hub", "--base", tiny_q8, *(("--merge-rule", rule) if rule else ()))
+    with open_store(Home(tmp_path / "hub")) as store:
+        assert store.config.charter.training.moments == moments
+
+
 def test_a_merge_rule_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path, tiny_q8: Path) -> None:
     with pytest.raises(MergeError, match=r"no merge rule 'magic' \(installed: .*stack"):
         init_hub(tmp_path / "hub", "--base", tiny_q8, "--merge-rule", "magic")

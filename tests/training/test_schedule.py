@@ -20,6 +20,14 @@ def test_the_rate_rises_in_the_warm_up_and_then_only_falls(steps: int, warmup: i
         assert falling[-1] == pytest.approx(FLOOR * peak)
 
 
+@given(steps=st.integers(1, 400), warmup=st.integers(0, 50), peak=st.floats(1e-6, 1.0))
+def test_a_constant_rate_stays_after_the_warm_up(steps: int, warmup: int, peak: float) -> None:
+    options = {"steps": steps, "warmup_steps": warmup, "peak": peak}
+    rates = [learning_rate_at(step, schedule="constant", **options) for step in range(steps)]
+    assert rates[:warmup] == [learning_rate_at(step, **options) for step in range(min(steps, warmup))]
+    assert rates[warmup:] == [peak] * max(0, steps - warmup)
+
+
 @given(count=st.integers(1, 30), batch=st.integers(1, 12), seed=st.integers(0, 2**32))
 def test_every_window_is_seen_once_before_any_is_seen_again(count: int, batch: int, seed: int) -> None:
     order = np.concatenate([windows_at(step, batch_size=batch, count=count, seed=seed) for step in range(count)])
