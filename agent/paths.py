@@ -160,7 +160,7 @@ def out_of_room(path: Path) -> bool:
         return False
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes | bytearray, *, mode: int = 0o600) -> None:
     """Write a file so that after a crash at any moment it is either the old one or the new one, whole.
 
     Raises:
@@ -207,7 +207,7 @@ class BlobStore:
         """Where the blob of this hash lies, or would lie."""
         return self._directory / sha256
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes | bytearray) -> str:
         """Keep ``data`` and give its hex SHA-256; keeping it twice changes nothing."""
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.has(sha256):

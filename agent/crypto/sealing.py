@@ -12,7 +12,7 @@ Vizár, 2015; the layout is that of age): a chunk that is cut off, swapped, repe
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
 from cryptography.exceptions import InvalidTag
@@ -199,16 +199,31 @@ class ChunkOpener:
         """Whether the final chunk was opened."""
         return self._ended
 
-    def open(self, sealed: bytes, *, final: bool) -> bytes:
+    def open(self, sealed: bytes | memoryview, *, final: bool) -> bytes:
         """Open the next chunk.
 
         Raises:
             SealBrokenError: it is not the chunk that belongs here, or was changed.
         """
+        chunk = bytearray(max(len(sealed) - TAG_BYTES, 0))
+        self.open_into(sealed, memoryview(chunk), final=final)
+        return bytes(chunk)
+
+    def open_into(self, sealed: bytes | memoryview, chunk: memoryview, *, final: bool) -> None:
+        """Open the next chunk into memory that is there already, which is most of the time that opening takes.
+
+        Args:
+            sealed: the sealed chunk.
+            chunk: writable, of its size less ``TAG_BYTES``; of no use where an error is raised.
+            final: whether it is the last one.
+
+        Raises:
+            SealBrokenError: as :meth:`open`.
+        """
         if self._ended:
             raise SealBrokenError("A sealed stream goes on after its end.", advice=_ADVICE)
         try:
-            chunk = self._cipher.decrypt(_nonce(self._index, final=final), sealed, None)
+            self._cipher.decrypt_into(_nonce(self._index, final=final), sealed, None, chunk)
         except (InvalidTag, ValueError) as error:
             raise SealBrokenError(
                 f"Chunk {self._index} of a sealed stream was changed, cut, swapped or repeated.", advice=_ADVICE
@@ -217,7 +232,6 @@ class ChunkOpener:
             raise SealBrokenError("A sealed stream ends in an empty chunk.", advice=_ADVICE)
         self._index += 1
         self._ended = final
-        return chunk
 
 
 def seal_stream(plaintext: bytes, key: bytes, chunk_bytes: int) -> list[bytes]:
@@ -233,33 +247,41 @@ def seal_stream(plaintext: bytes, key: bytes, chunk_bytes: int) -> list[bytes]:
     ]
 
 
-def open_stream(chunks: Iterable[bytes], key: bytes, max_bytes: int) -> bytes:
-    """Open a whole stream.
+def open_stream(chunks: Iterable[bytes | memoryview], key: bytes, max_bytes: int) -> bytearray:
+    """Open a whole stream. A bytearray comes back because turning it into bytes would take as long as opening it.
 
     Args:
-        chunks: the sealed chunks in order.
+        chunks: the sealed chunks in order; views spare a copy.
         key: the stream's 32 bytes.
-        max_bytes: how long the plaintext may be; judged before each chunk is opened.
+        max_bytes: how long the plaintext may be; judged before each chunk is opened. As much memory is set aside.
 
     Raises:
         SealBrokenError: any chunk missing, changed, swapped, repeated, or one too many.
         OversizedMessageError: longer than ``max_bytes``.
     """
     opener = ChunkOpener(key)
-    opened: list[bytes] = []
-    size = 0
-    held: bytes | None = None
+    opened = bytearray(max_bytes)
+    room = memoryview(opened)
+    begin = size = 0
+    held: bytes | memoryview | None = None
     for chunk in chunks:
-        size += max(len(chunk) - TAG_BYTES, 0)
+        if held is not None:
+            opener.open_into(held, room[begin:size], final=False)
+        begin, size, held = size, size + max(len(chunk) - TAG_BYTES, 0), chunk
         if size > max_bytes:
             raise _oversized(size, max_bytes)
-        if held is not None:
-            opened.append(opener.open(held, final=False))
-        held = chunk
     if held is None:
         raise SealBrokenError("A sealed stream has no chunks.", advice=_ADVICE)
-    opened.append(opener.open(held, final=True))
-    return b"".join(opened)
+    opener.open_into(held, room[begin:size], final=True)
+    room.release()
+    del opened[size:]
+    return opened
+
+
+def pieces(whole: bytes, size: int) -> Iterator[memoryview]:
+    """Give what lies in one piece as chunks of ``size`` bytes, the last one perhaps shorter; nothing is copied."""
+    view = memoryview(whole)
+    return (view[begin : begin + size] for begin in range(0, len(whole), size))
 
 
 def is_intact(sealed: bytes, key: bytes, index: int, *, final: bool) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 
 from agent.crypto.identity import Identity
-from agent.crypto.sealing import open_stream, unseal
+from agent.crypto.sealing import open_stream, pieces, unseal
 from agent.errors import (
     AdapterError,
     MalformedMessageError,
@@ -181,8 +181,7 @@ class Fetcher:
         """Give the bytes of an adapter: ``size`` of them, with the hash that was announced."""
         key = self._key(offer)
         sealed = transfer.assemble()
-        step = offer.chunk_bytes
-        content = open_stream((sealed[start : start + step] for start in range(0, len(sealed), step)), key, len(sealed))
+        content = open_stream(pieces(sealed, offer.chunk_bytes), key, len(sealed))
         self._only_whole.add(offer.adapter)  # until it is here
         try:
             data = unpack(content, size, self._base)

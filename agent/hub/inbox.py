@@ -18,7 +18,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.crypto.sealing import open_stream
+from agent.crypto.sealing import open_stream, pieces
 from agent.errors import (
     MalformedMessageError,
     OversizedMessageError,
@@ -252,11 +252,10 @@ class Inbox:
                 self._keys.popitem(last=False)
         return known
 
-    def _open(self, device: str, offer: Offer, transfer: IncomingTransfer, terms: RoundTerms) -> bytes:
+    def _open(self, device: str, offer: Offer, transfer: IncomingTransfer, terms: RoundTerms) -> bytearray:
         key = self._key(device, offer, terms)
         whole = transfer.assemble()
-        size = offer.chunk_bytes
-        return open_stream((whole[start : start + size] for start in range(0, len(whole), size)), key, len(whole))
+        return open_stream(pieces(whole, offer.chunk_bytes), key, len(whole))
 
     def _refuse(self, device: str, offer: Offer, refusal: UpdateRefusedError) -> Outcome:
         """Remember a refusal."""
@@ -381,7 +380,9 @@ def _require(context: RoundContext | None) -> RoundContext:
     return context
 
 
-def _check_update(body: bytes, offer: Offer, context: RoundContext, terms: RoundTerms) -> tuple[UpdateHeader, Delta]:
+def _check_update(
+    body: bytearray, offer: Offer, context: RoundContext, terms: RoundTerms
+) -> tuple[UpdateHeader, Delta]:
     """Hold an opened update against the charter and its own offer.
 
     Raises:

@@ -43,7 +43,7 @@ def pack_difference(data: bytes, base: bytes) -> bytes | None:
     return _DIFFERENCE + hashlib.sha256(base).digest() + join(_planes(_words(data) ^ _words(base)))
 
 
-def unpack(content: bytes, size: int, base_of: Callable[[str], bytes | None]) -> bytes:
+def unpack(content: bytes | bytearray, size: int, base_of: Callable[[str], bytes | None]) -> bytes:
     """Give the bytes that a form was made of. The caller checks their hash.
 
     Args:

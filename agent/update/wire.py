@@ -233,7 +233,7 @@ def encode_update(
 
 
 def open_update(
-    data: bytes, *, expected: Mapping[ModulePath, tuple[int, int]], max_rank: int, max_bytes: int
+    data: bytes | bytearray, *, expected: Mapping[ModulePath, tuple[int, int]], max_rank: int, max_bytes: int
 ) -> OpenedUpdate:
     """Read an update's header, trusting nothing in it.
 
@@ -270,7 +270,7 @@ def open_update(
 
 
 def decode_update(
-    data: bytes, *, expected: Mapping[ModulePath, tuple[int, int]], max_rank: int, max_bytes: int
+    data: bytes | bytearray, *, expected: Mapping[ModulePath, tuple[int, int]], max_rank: int, max_bytes: int
 ) -> tuple[UpdateHeader, Delta]:
     """Read a whole update, trusting nothing in it; arguments and errors are those of :func:`open_update`."""
     opened = open_update(data, expected=expected, max_rank=max_rank, max_bytes=max_bytes)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.crypto.sealing import SealKey, open_stream
+from agent.crypto.sealing import SealKey, open_stream, pieces
 from agent.federation.messages import Offer
 from agent.federation.sealing import update_info, wrap_update
 from agent.hub.merge.rule import Contribution, load_rule, merge
@@ -102,8 +102,7 @@ def read(folder: Path, key: SealKey, number: int, shapes: Mapping[ModulePath, tu
     sealed = (folder / f"{number}.sealed").read_bytes()
     info = update_info(COMMUNITY, f"device-{number}", offer.transfer, offer.round, offer.adapter)
     stream_key = key.unseal(offer.sealed_key, info)
-    chunks = (sealed[at : at + offer.chunk_bytes] for at in range(0, len(sealed), offer.chunk_bytes))
-    body = open_stream(chunks, stream_key, len(sealed))
+    body = open_stream(pieces(sealed, offer.chunk_bytes), stream_key, len(sealed))
     return Contribution(delta=read_update(body, shapes=shapes, max_rank=RANK), weight=1000.0 + number)
 
 
