@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import os
+import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.llm.seedling import SEEDLING_PATH
+from agent.native.library import builds_for, open_build, processor_flags
 
 pytestmark = pytest.mark.slow
 
@@ -21,13 +25,22 @@ _BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built by the backend that pip would call, without a network."""
+    return build(tmp_path_factory.mktemp("dist"))[0]
+
+
+def build(directory: Path, **environment: str) -> tuple[Path, str]:
+    """Build a wheel, and give what was said meanwhile."""
     pytest.importorskip("hatchling", reason="the wheel's build backend is not installed: pip install hatchling")
-    directory = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
-        [sys.executable, "-c", _BUILD, str(directory)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _BUILD, str(directory)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return directory / done.stdout.split()[-1]
+    return directory / done.stdout.split()[-1], done.stdout + done.stderr
 
 
 def test_wheel_carries_the_seedling_the_profiles_and_the_typing_mark(wheel: Path) -> None:
@@ -62,3 +75,24 @@ def test_wheel_names_the_command_and_what_others_plug_into(wheel: Path) -> None:
     assert "files" in entries["bramble.sources"]
     assert "Name: bramble-agent" in metadata
     assert "License-Expression: Apache-2.0" in metadata
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no compiler for C")
+def test_wheel_carries_kernels_that_this_machine_can_load(wheel: Path, tmp_path: Path) -> None:
+    builds = builds_for(platform.machine(), processor_flags())
+    with zipfile.ZipFile(wheel) as archive:
+        path = archive.extract(f"agent/native/kernels-{builds[0]}.so", tmp_path)
+    assert open_build(Path(path)) is not None
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+
+
+@pytest.mark.parametrize(("setting", "says"), [({"CC": "/nonexistent/cc"}, True), ({"BRAMBLE_NATIVE": "0"}, False)])
+def test_wheel_without_kernels_is_made_where_they_cannot_or_shall_not_be_compiled(
+    tmp_path: Path, setting: dict[str, str], *, says: bool
+) -> None:
+    made, said = build(tmp_path, **setting)
+    with zipfile.ZipFile(made) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+    assert made.name.endswith("-py3-none-any.whl")
+    assert ("Bramble works without them" in said) is says

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.llm.adapter import FloatArray
+from agent.update.codes import Codes
 from agent.update.quantise import (
     BLOCK,
     MAX_MAGNITUDE,
@@ -35,6 +36,7 @@ from agent.update.quantise import (
     block_count,
     dequantise,
     quantise,
+    steps_of,
     write,
 )
 from agent.update.streams import BodyError
@@ -177,14 +179,15 @@ class Blockwise:
         """See :class:`Compression`."""
         write(self._blocks(streams), row, weight)
 
+    def codes(self, streams: Sequence[bytes], count: int, weight: float) -> Codes:
+        """Give ``weight`` times the numbers as they are packed; arguments and errors are those of :meth:`unpack`."""
+        steps = steps_of(*_step_and_shares(streams[0]), weight)
+        return Codes(steps=steps, body=streams[1], bits=4 if self._halves else 8, count=count)
+
     def _blocks(self, streams: Sequence[bytes]) -> Blocks:
         """Read both streams. Whatever the bytes are, with a step in range the numbers are finite."""
         head, body = streams
-        step = np.frombuffer(head, "<f4", 1).astype(np.float32)[0]
-        if not np.isfinite(step):
-            raise BodyError("not-finite", "the step in it is not finite")
-        if not np.float32(MIN_STEP) <= step <= np.float32(MAX_MAGNITUDE):
-            raise BodyError("malformed", "the step in it is out of range")
+        step, shares = _step_and_shares(head)
         if self._halves:
             pairs = np.frombuffer(body, np.uint8)
             nibbles = np.empty(2 * len(pairs), np.uint8)
@@ -194,9 +197,17 @@ class Blockwise:
             codes = nibbles.view(np.int8)
         else:
             codes = np.frombuffer(body, np.int8)
-        return Blocks(
-            step=step, shares=np.frombuffer(head, np.uint8, offset=_STEP_BYTES), codes=codes.reshape(-1, BLOCK)
-        )
+        return Blocks(step=step, shares=shares, codes=codes.reshape(-1, BLOCK))
+
+
+def _step_and_shares(head: bytes) -> tuple[np.float32, NDArray[np.uint8]]:
+    """Read the largest step, and what share of it each block's step is."""
+    step = np.frombuffer(head, "<f4", 1).astype(np.float32)[0]
+    if not np.isfinite(step):
+        raise BodyError("not-finite", "the step in it is not finite")
+    if not np.float32(MIN_STEP) <= step <= np.float32(MAX_MAGNITUDE):
+        raise BodyError("malformed", "the step in it is out of range")
+    return step, np.frombuffer(head, np.uint8, offset=_STEP_BYTES)
 
 
 class TopK:

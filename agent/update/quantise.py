@@ -56,7 +56,12 @@ class Blocks:
 
     def steps(self, weight: float = 1.0) -> FloatArray:
         """Give each block's step times a weight; float32, shape ``(blocks, 1)``."""
-        return (SHARES[self.shares] * np.float32(float(self.step) * weight))[:, None]
+        return steps_of(self.step, self.shares, weight)[:, None]
+
+
+def steps_of(step: np.float32, shares: NDArray[np.uint8], weight: float) -> FloatArray:
+    """Give each block's step times a weight; float32, shape ``(blocks,)``."""
+    return SHARES[shares] * np.float32(float(step) * weight)
 
 
 def block_count(size: int) -> int:

@@ -31,7 +31,8 @@ from agent.crypto import canonical
 from agent.errors import MalformedMessageError, OversizedMessageError, UpdateRefusedError
 from agent.llm.adapter import MAX_RANK, FloatArray, ModulePath
 from agent.update import streams
-from agent.update.compression import NAMES, Compression, compression_of
+from agent.update.codes import Codes
+from agent.update.compression import NAMES, Blockwise, Compression, compression_of
 from agent.update.delta import Delta, Factors
 from agent.update.layout import Layout, layout_of
 from agent.update.streams import BodyError
@@ -161,6 +162,20 @@ class OpenedUpdate:
             raise ValueError("an update is written over one contiguous row of float32, as long as the update")
         try:
             self._coder.write(streams.split(self._body, self._coder.sizes(row.size)), row, weight)
+        except BodyError as cause:
+            raise _refused(Reason(cause.reason), str(cause)) from cause
+
+    def codes(self, weight: float) -> Codes | None:
+        """Give ``weight`` times its numbers as they are packed; None where they are not all codes of one step a block.
+
+        Raises:
+            UpdateRefusedError: as :meth:`delta`.
+        """
+        if not isinstance(self._coder, Blockwise):
+            return None
+        count = self.layout.count
+        try:
+            return self._coder.codes(streams.split(self._body, self._coder.sizes(count)), count, weight)
         except BodyError as cause:
             raise _refused(Reason(cause.reason), str(cause)) from cause
 

@@ -14,6 +14,7 @@ from agent.hub.merge.packed import PackedUpdate, fills
 from agent.hub.merge.row import Places
 from agent.hub.merge.rule import MergeReport
 from agent.llm.adapter import Adapter, FloatArray
+from agent.update.codes import Codes, can_add
 from agent.update.delta import Delta, Factors, check_fit, start_for_rank
 
 TOO_LARGE = 1e8
@@ -52,6 +53,23 @@ class WeightedRow:
     norm: float
 
 
+@dataclass(frozen=True, slots=True)
+class WeightedCodes:
+    """An update as it is packed, times its weight.
+
+    Attributes:
+        places: where its factors lie.
+        codes: its numbers.
+        given: its weight as it was given.
+        weight: as a multiple of the first update's.
+    """
+
+    places: Places
+    codes: Codes
+    given: float
+    weight: float
+
+
 class Intake:
     """The updates of one merge, as far as all rules treat them alike.
 
@@ -66,6 +84,7 @@ class Intake:
             factors: Places(community.shapes, community.rank, factors) for factors in takes
         }
         self._rows: dict[Factors, FloatArray] = {}
+        self._first = 0.0
         self._weights: list[float] = []
         self._norms: list[float] = []
         self._sketches: list[FloatArray] = []
@@ -83,18 +102,11 @@ class Intake:
                 is not finite, or its start is of another form than the community's adapter.
             UpdateRefusedError: it cannot be unpacked.
         """
-        self._check_start(weight, start)
-        factors = update.factors if isinstance(update, Delta) else update.layout.factors
-        if factors not in self.places:
-            raise MergeError(
-                f"an update that trained {factors} came where {' or '.join(self.places)} is trained",
-                advice="Refuse updates whose factors are not the round's.",
-            )
-        places = self.places[factors]
+        places, relative = self._admit(update, weight, start)
+        factors = places.factors
         if factors not in self._rows:
             self._rows[factors] = np.zeros(places.length, np.float32)
         row = self._rows[factors]
-        relative = weight / (self._weights[0] if self._weights else weight)
         if not isinstance(update, Delta) and fills(update.layout, places):
             update.write(row, relative)
             rank = places.rank
@@ -105,9 +117,35 @@ class Intake:
             row *= np.float32(relative)
             rank = delta.rank
         with np.errstate(over="ignore", invalid="ignore"):  # it is looked at next
-            norm = float(np.sqrt(row @ row)) / relative
-        require_sane(norm**2, "an update")
+            norm = self.norm(float(row @ row), relative)
         return WeightedRow(places=places, numbers=row, weight=relative, rank=rank, norm=norm)
+
+    def codes(self, update: PackedUpdate, weight: float, start: Adapter | None) -> WeightedCodes | None:
+        """Give an update as it is packed; None where it must become a row (:meth:`read`), or nothing here adds codes.
+
+        Args:
+            update: its numbers as they are packed.
+            weight: as in :meth:`read`.
+            start: likewise.
+
+        Raises:
+            MergeError: as :meth:`read`.
+            UpdateRefusedError: likewise.
+        """
+        places, relative = self._admit(update, weight, start)
+        codes = update.codes(relative) if can_add() and fills(update.layout, places) else None
+        return None if codes is None else WeightedCodes(places=places, codes=codes, given=weight, weight=relative)
+
+    @staticmethod
+    def norm(squares: float, relative: float) -> float:
+        """Give the norm of an update of whose weighted numbers the sum of squares is known.
+
+        Raises:
+            MergeError: a number is not finite, or too large.
+        """
+        norm = math.sqrt(squares) / relative if squares >= 0 else math.nan
+        require_sane(norm**2, "an update")
+        return norm
 
     def count(self, weight: float, norm: float, sketch: FloatArray) -> None:
         """Count an update that was folded in, by the norm and the sketch of its change."""
@@ -133,6 +171,18 @@ class Intake:
         return MergeReport(
             updates=len(shares), weights=shares, norms=tuple(self._norms), cosines=cosines(self._sketches, shares)
         )
+
+    def _admit(self, update: Delta | PackedUpdate, weight: float, start: Adapter | None) -> tuple[Places, float]:
+        """Check all but an update's numbers; give its places, and its weight over the first one's."""
+        self._check_start(weight, start)
+        factors = update.factors if isinstance(update, Delta) else update.layout.factors
+        if factors not in self.places:
+            raise MergeError(
+                f"an update that trained {factors} came where {' or '.join(self.places)} is trained",
+                advice="Refuse updates whose factors are not the round's.",
+            )
+        self._first = self._first or weight
+        return self.places[factors], weight / self._first
 
     def _check_fit(self, delta: Delta) -> None:
         """Check that a delta's rank is at most the community's, and its modules are some of the community's."""

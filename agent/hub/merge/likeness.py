@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.llm.adapter import FloatArray
+from agent.update.codes import TILE
 
 NUMBERS = 1024
 """In one sketch, about: 4 KB an update, far below what the update itself takes."""
@@ -30,20 +31,40 @@ def signs(*shape: int, seed: int) -> FloatArray:
 class VectorSketcher:
     """Sketches vectors of one length: sums of runs of neighbours with random signs.
 
+    A run is a few tiles of 256 numbers. The signs within a tile are the same for all tiles, and each tile has a sign of
+    its own, so whatever passes over the numbers once can bring the sums of tiles along (:mod:`agent.update.codes`).
+
     Args:
         length: of every vector.
     """
 
     def __init__(self, length: int) -> None:
-        self._signs = signs(max(1, math.ceil(length / NUMBERS)), seed=1)
-        self._whole = length // len(self._signs)
-        self.size = self._whole + 1
+        tiles = max(1, math.ceil(length / TILE))
+        self._together = max(1, math.ceil(tiles / NUMBERS))
+        self._across = signs(tiles, seed=2)
+        self.within = signs(TILE, seed=1).astype(np.int16)
+        self._within = self.within.astype(np.float32)
+        self.size = math.ceil(tiles / self._together)
 
     def sketch(self, vector: FloatArray) -> FloatArray:
         """Give the sketch of a vector, shape ``(size,)``."""
-        end = self._whole * len(self._signs)
-        tail = vector[end:]
-        return np.append(vector[:end].reshape(self._whole, -1) @ self._signs, tail @ self._signs[: tail.size])
+        whole = vector.size // TILE
+        sums = np.zeros(len(self._across), np.float32)
+        sums[:whole] = vector[: whole * TILE].reshape(whole, TILE) @ self._within
+        rest = vector[whole * TILE :]
+        sums[whole:] = rest @ self._within[: rest.size]
+        return self.of_tiles(sums)
+
+    def of_tiles(self, tiles: FloatArray) -> FloatArray:
+        """Give the sketch of a vector whose sum of numbers times ``within`` is known for each tile.
+
+        Args:
+            tiles: of the vector; more than it has are left out.
+        """
+        runs = np.zeros((self.size, self._together), np.float32)
+        runs.reshape(-1)[: len(self._across)] = tiles[: len(self._across)] * self._across
+        sums: FloatArray = runs.sum(axis=1)
+        return sums
 
 
 def probes(layers: int) -> int:

@@ -25,14 +25,17 @@ import numpy as np
 
 from agent.governance.charter import OuterOptimiser
 from agent.hub.merge.carry import carry_from_bytes, carry_to_bytes, damaged
-from agent.hub.merge.intake import Intake, WeightedRow, require_sane
+from agent.hub.merge.intake import Intake, WeightedCodes, WeightedRow, require_sane
 from agent.hub.merge.likeness import VectorSketcher
 from agent.hub.merge.outer import PLAIN, Moments, Vector, vector_step
 from agent.hub.merge.packed import PackedUpdate
-from agent.hub.merge.row import RunningSum
+from agent.hub.merge.row import Places, RunningSum
 from agent.hub.merge.rule import Merged
 from agent.llm.adapter import Adapter, FloatArray
 from agent.update.delta import Delta, Factors
+
+TOGETHER = 8
+"""Packed updates that are added at once: a sum of float32 then goes through memory once for all of them."""
 
 _KIND = "linear"
 
@@ -90,6 +93,7 @@ class LinearAccumulator:
         self._outer = outer
         self._intake = Intake(community, takes)
         self._sums: dict[Factors, RunningSum] = {}
+        self._waiting: list[WeightedCodes] = []
         self._sketchers = {factors: VectorSketcher(places.length) for factors, places in self._intake.places.items()}
         self._moments = {
             factors: _moments_from(carry, factors, outer, places.length)
@@ -101,11 +105,20 @@ class LinearAccumulator:
         self._fold(self._intake.read(delta, weight, start), weight)
 
     def add_packed(self, update: PackedUpdate, weight: float, *, start: Adapter | None = None) -> None:
-        """Fold in one update as it is packed; see :class:`~agent.hub.merge.packed.TakesPacked`."""
-        self._fold(self._intake.read(update, weight, start), weight)
+        """Fold in one update as it is packed, a few together; see :class:`~agent.hub.merge.packed.TakesPacked`."""
+        found = self._intake.codes(update, weight, start)
+        if found is None:
+            self._fold(self._intake.read(update, weight, start), weight)
+            return
+        if self._waiting and _kind(self._waiting[0]) != _kind(found):
+            self._fold_waiting()
+        self._waiting.append(found)
+        if len(self._waiting) == TOGETHER:
+            self._fold_waiting()
 
     def finish(self) -> Merged:
         """Give the next adapter; see :class:`~agent.hub.merge.rule.Accumulator`."""
+        self._fold_waiting()
         report = self._intake.report()
         moments = dict(self._moments)
         modules = dict(self._community.modules)
@@ -121,14 +134,39 @@ class LinearAccumulator:
         return Merged(adapter=replace(self._community, modules=modules), carry=carry, report=report)
 
     def _fold(self, row: WeightedRow, weight: float) -> None:
-        """Add a row. What updates with other factors changed has nothing in common: their sketches lie beside."""
+        """Add a row, after what came before it."""
+        self._fold_waiting()
         factors = row.places.factors
+        self._count(factors, weight, row.weight, row.norm, self._sketchers[factors].sketch(row.numbers))
+        self._sum(row.places).add(row.numbers)
+
+    def _fold_waiting(self) -> None:
+        """Add what waits, all of one kind."""
+        batch, self._waiting = self._waiting, []
+        if not batch:
+            return
+        places = batch[0].places
+        sketcher = self._sketchers[places.factors]
+        added = self._sum(places).add_codes([each.codes for each in batch], sketcher.within)
+        for each, found in zip(batch, added, strict=True):
+            norm = self._intake.norm(found.squares, each.weight)
+            self._count(places.factors, each.given, each.weight, norm, sketcher.of_tiles(found.tiles))
+
+    def _sum(self, places: Places) -> RunningSum:
+        if places.factors not in self._sums:
+            self._sums[places.factors] = RunningSum(places.length)
+        return self._sums[places.factors]
+
+    def _count(self, factors: Factors, weight: float, relative: float, norm: float, sketch: FloatArray) -> None:
+        """Count an update. What others with other factors changed has nothing in common: their sketches lie beside."""
         sketches = [np.zeros(sketcher.size, np.float32) for sketcher in self._sketchers.values()]
-        sketches[list(self._sketchers).index(factors)] = self._sketchers[factors].sketch(row.numbers)
-        self._intake.count(weight, row.norm, np.concatenate(sketches) / np.float32(row.weight))
-        if factors not in self._sums:
-            self._sums[factors] = RunningSum(row.places.length)
-        self._sums[factors].add(row.numbers)
+        sketches[list(self._sketchers).index(factors)] = sketch
+        self._intake.count(weight, norm, np.concatenate(sketches) / np.float32(relative))
+
+
+def _kind(waiting: WeightedCodes) -> tuple[Factors, int]:
+    """Tell what can be added together."""
+    return waiting.places.factors, waiting.codes.bits
 
 
 def _moments_from(carry: Mapping[str, FloatArray], factors: Factors, outer: OuterOptimiser, length: int) -> Moments:

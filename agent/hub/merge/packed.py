@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from agent.hub.merge.row import Places
 from agent.llm.adapter import Adapter, FloatArray, ModulePath
+from agent.update.codes import Codes
 from agent.update.delta import Delta, Factors
 
 
@@ -44,6 +45,14 @@ class PackedUpdate(Protocol):
 
     def write(self, row: FloatArray, weight: float) -> None:
         """Write ``weight`` times its numbers over a row: float32, contiguous, as long as the layout says.
+
+        Raises:
+            UpdateRefusedError: it cannot be unpacked.
+        """
+        ...
+
+    def codes(self, weight: float) -> Codes | None:
+        """Give ``weight`` times its numbers as codes; None where it is packed in another way.
 
         Raises:
             UpdateRefusedError: it cannot be unpacked.

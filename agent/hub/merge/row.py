@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from agent.llm.adapter import FloatArray, ModulePath
+from agent.update.codes import Added, Codes, add
 from agent.update.delta import Delta, Factors
 
 Side: TypeAlias = Literal["a", "b"]
@@ -95,6 +96,22 @@ class RunningSum:
         self._pending += 1
         if self._pending == FOLD:
             self._fold()
+
+    def add_codes(self, batch: Sequence[Codes], signs: NDArray[np.int16]) -> list[Added]:
+        """Add rows that are still packed; the sum has the bits that :meth:`add` gives them.
+
+        Args:
+            batch: rows of this length, of one number of bits.
+            signs: as in :func:`agent.update.codes.add`.
+        """
+        added: list[Added] = []
+        while len(added) < len(batch):
+            some = batch[len(added) : len(added) + FOLD - self._pending]
+            added += add(some, self._few, signs)
+            self._pending += len(some)
+            if self._pending == FOLD:
+                self._fold()
+        return added
 
     def total(self) -> NDArray[np.float64]:
         """Give the sum of all rows; float64, not a copy."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
@@ -17,7 +17,9 @@ from agent.hub.merge.row import Places
 from agent.hub.merge.rule import Accumulator, Contribution, Merged, load_rule, merge
 from agent.llm.adapter import Adapter, FloatArray, ModulePath
 from agent.testing import SMALL_SHAPES, random_adapter, random_delta
+from agent.update import codes
 from agent.update.delta import Delta, Factors
+from agent.update.wire import UpdateHeader, encode_update, open_update
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Packed:
         self.rows += 1
         Places(self.content.shapes, self.content.rank, self.content.factors).write(self.content, row)
         row *= np.float32(weight)
+
+    def codes(self, weight: float) -> None:  # noqa: ARG002 (it has none)
+        return None
 
     def delta(self) -> Delta:
         self.deltas += 1
@@ -110,3 +115,67 @@ def test_a_packed_update_without_weight_is_refused_unread(weight: float) -> None
 def test_a_packed_update_with_numbers_that_are_not_finite_is_refused() -> None:
     with pytest.raises(MergeError, match="not finite"):
         merged("fedavg", random_adapter(), [Packed(random_delta(size=float("nan")))])
+
+
+@pytest.mark.skipif(not codes.can_add(), reason="this installation has no compiled kernels")
+@pytest.mark.parametrize("rule", ["fedavg", "alternate", "ffa"])
+@pytest.mark.parametrize("outer", [PLAIN, OuterOptimiser(name="nesterov")], ids=["plain", "nesterov"])
+def test_updates_merge_to_the_same_bytes_with_and_without_kernels(
+    rule: str, outer: OuterOptimiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    community = random_adapter()
+    readers = {f"{index:02}": encoded(index, rule, community) for index in range(45)}
+    fast = merge(load_rule(rule), community, readers, outer=outer)
+    monkeypatch.setattr("agent.hub.merge.intake.can_add", lambda: False)
+    slow = merge(load_rule(rule), community, readers, outer=outer)
+    assert fast.adapter.to_bytes() == slow.adapter.to_bytes()
+    assert fast.carry == slow.carry
+    assert fast.report.weights == slow.report.weights
+    assert fast.report.norms == pytest.approx(slow.report.norms, rel=1e-5)
+    assert fast.report.cosines == pytest.approx(slow.report.cosines, abs=1e-4)
+
+
+def encoded(index: int, rule: str, community: Adapter) -> Callable[[], Contribution]:
+    """What reads an update from its wire form: of either width, of other compressions and of lower rank among them."""
+    factors = load_rule(rule).factors(1)
+    rank = 2 if index % 11 == 5 else community.rank
+    header = UpdateHeader(
+        round=1,
+        base_sha256=community.base_sha256,
+        start_release="cd" * 32,
+        rank=rank,
+        alpha=community.alpha,
+        tokens=100,
+        steps=4,
+        seed=index,
+        factors=factors,
+    )
+    compression = ("int4", "int4", "int4", "int8", "int8", "topk", "none")[index % 7]
+    delta = random_delta(rank=rank, seed=index, factors=factors)
+    data = encode_update(header, delta, compression, density=0.3 if compression == "topk" else 1.0)
+
+    def read() -> Contribution:
+        opened = open_update(data, expected=community.shapes, max_rank=community.rank, max_bytes=len(data))
+        return Contribution(delta=opened, weight=1.0 + index)
+
+    return read
+
+
+@pytest.mark.skipif(not codes.can_add(), reason="this installation has no compiled kernels")
+def test_numbers_too_large_to_merge_are_refused_as_codes_too() -> None:
+    community = random_adapter()
+    header = UpdateHeader(
+        round=1,
+        base_sha256=community.base_sha256,
+        start_release="cd" * 32,
+        rank=community.rank,
+        alpha=community.alpha,
+        tokens=100,
+        steps=4,
+        seed=0,
+    )
+    data = encode_update(header, random_delta(size=1e9), "int4")
+    opened = open_update(data, expected=community.shapes, max_rank=community.rank, max_bytes=len(data))
+    assert opened.codes(1.0) is not None
+    with pytest.raises(MergeError, match="too large"):
+        merge(load_rule("fedavg"), community, {"d": lambda: Contribution(opened, 1.0)})
