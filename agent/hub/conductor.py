@@ -16,7 +16,7 @@ from agent.events import Events
 from agent.federation.draw import limit_for
 from agent.hub.database import DatabaseRefusedError
 from agent.hub.gate import GateDecision, gate
-from agent.hub.merging import merge_round
+from agent.hub.merging import UnreadableUpdateError, merge_round
 from agent.hub.publishing import Publisher, phase_for_devices
 from agent.hub.round_book import RoundMovedError
 from agent.hub.rounds import RoundState, begin, step, wanted_in
@@ -166,6 +166,9 @@ class Conductor:
             outcome = await asyncio.to_thread(merge_round, self._store, self._blobs, state, now=self._clock())
         except (DiskFullError, DatabaseRefusedError, CorruptStateError, RoundMovedError):
             raise  # nothing is wrong with the round: it is merged once the disk lets it, or not at all
+        except UnreadableUpdateError as error:
+            self._leave_out(state, error)
+            return
         except (MergeError, StateError, UpdateRefusedError) as error:
             self._give_up(state, error)
             return
@@ -178,6 +181,12 @@ class Conductor:
             seconds=round(time.monotonic() - started, 3),
             discarded_energy=outcome.report["discarded_energy"],
         )
+
+    def _leave_out(self, state: RoundState, error: UnreadableUpdateError) -> None:
+        """Go on without one update; the next step merges the others."""
+        self._store.spend_update(error.row.update_id)
+        words = f"round {state.number} is merged without an update: {error}"
+        self._events.say("update-lost", words, device=error.row.device, update=error.row.update_id)
 
     def _give_up(self, state: RoundState, error: BrambleError) -> None:
         """End a round that cannot be merged; the release stays what it is."""

@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from agent.crypto.sealing import KEY_BYTES
-from agent.errors import MergeError
+from agent.errors import MergeError, StateError, UpdateRefusedError
 from agent.events import Value
 from agent.federation.messages import Manifest
 from agent.hub.merge.packed import PackedUpdate
@@ -27,6 +27,19 @@ from agent.hub.weights import merge_weights
 from agent.llm.adapter import Adapter, ModulePath, from_bytes
 from agent.paths import BlobStore
 from agent.update.wire import open_update
+
+
+class UnreadableUpdateError(MergeError):
+    """An update that counted cannot be read any more; the others can be merged without it.
+
+    Args:
+        row: which.
+        cause: what is wrong with it.
+    """
+
+    def __init__(self, row: UpdateRow, cause: StateError | UpdateRefusedError) -> None:
+        super().__init__(f"the update of {row.device[:10]} cannot be read any more: {cause}", advice=cause.advice)
+        self.row = row
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,7 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
 
     Raises:
         MergeError: there is no update, or their sum cannot be decomposed.
-        UpdateRefusedError: an update that was kept cannot be read any more, say by a newer version.
+        UnreadableUpdateError: an update was damaged on the disk, or was kept by another version. Nothing was changed.
         RoundMovedError: an operator went back to another release meanwhile; nothing was changed.
     """
     started = time.monotonic()
@@ -153,5 +166,8 @@ def _read(
     start: partial[Adapter] | None,
 ) -> Contribution:
     """Read a counted update back from the disk, with the older release that it started from, if it did."""
-    update = read_update(blobs.get(row.update_id), shapes=shapes, max_rank=max_rank)
+    try:
+        update = read_update(blobs.get(row.update_id), shapes=shapes, max_rank=max_rank)
+    except (StateError, UpdateRefusedError) as cause:
+        raise UnreadableUpdateError(row, cause) from cause
     return Contribution(delta=update, weight=weight, start=start() if start is not None else None)

@@ -2,8 +2,8 @@
 
 An update is ``waiting`` until the merge that it counts in, and ``merged`` from then on, whatever the gate says of the
 candidate. It is ``superseded`` where a newer one of the same device counts in the same merge, ``withdrawn`` where what
-it started from was rolled back, and ``spent`` where its round could not be merged. None of these is ever left again,
-so an update counts once or not at all.
+it started from was rolled back, and ``spent`` where it or its round could not be merged. None of these is ever left
+again, so an update counts once or not at all.
 """
 
 from __future__ import annotations
@@ -197,6 +197,13 @@ class RoundBook(Database):
             older = update(tables.updates).where(column.update_id == other.update_id)
             connection.execute(older.values(state="superseded"))
             return "counted", other.update_id
+
+    def spend_update(self, update_id: str) -> None:
+        """Give up an update that waits and cannot be merged."""
+        column = tables.updates.c
+        waiting = update(tables.updates).where(column.update_id == update_id, column.state == "waiting")
+        with self.transaction() as connection:
+            connection.execute(waiting.values(state="spent"))
 
     def updates(self, number: int | None = None) -> list[UpdateRow]:
         """Give the updates that were made for a round, or for any, in order of round and device."""

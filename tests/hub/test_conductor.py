@@ -479,6 +479,27 @@ def test_round_that_cannot_be_merged_ends_and_the_next_one_begins(
     assert desk.round(a, b) == 1
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_update_that_is_damaged_on_the_disk_costs_nobody_else_theirs(desk_of: MakeDesk, damage: str) -> None:
+    desk = desk_of(target=3)
+    a, b, c, _d = desk.names
+    for device in (a, b, c):
+        desk.send(device)
+    (lost,) = (row for row in desk.store.updates(1) if row.device == b)
+    if damage == "gone":
+        desk.blobs.discard(lost.update_id)
+    else:
+        desk.blobs.path(lost.update_id).write_bytes(b"changed")
+    desk.advance()
+    assert desk.state.phase == "trial"
+    assert [(row.device, row.state) for row in desk.store.updates(1)] == [(a, "merged"), (b, "spent"), (c, "merged")]
+    assert [told["device"] for told in desk.said("update-lost")] == [b]
+    for device in (a, c):
+        assert desk.judge(device)
+    desk.advance()
+    assert desk.store.current().manifest.number == 1
+
+
 def test_database_that_is_held_by_another_program_costs_no_update(
     desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
