@@ -311,14 +311,22 @@ def urgency(run: Run) -> tuple[int, int]:
 
 
 def judged(rows: Sequence[Row]) -> list[Row]:
-    """Give the rows with the share of the gain that each recovers, and of several centralised runs the best one."""
-    best: dict[int, Row] = {}
+    """Give the rows with the share of the gain that each recovers, and of several centralised runs the best one.
+
+    A seed has no shares before all its centralised runs are done: the best of them might be still to come.
+    """
+    yardsticks: dict[int, list[Row]] = defaultdict(list)
     base: dict[int, float] = {}
     for row in rows:
-        if row["rule"] == "centralised" and row["loss"] < best.get(row["seed"], {"loss": float("inf")})["loss"]:
-            best[row["seed"]] = row
+        if row["rule"] == "centralised":
+            yardsticks[row["seed"]].append(row)
         if row["rule"] == "base":
             base[row["seed"]] = row["loss"]
+    best = {
+        seed: min(runs, key=lambda row: row["loss"])
+        for seed, runs in yardsticks.items()
+        if len(runs) == len(CENTRALISED_RATES)
+    }
     kept = [row for row in rows if row["rule"] != "centralised" or row is best.get(row["seed"])]
     for row in kept:
         seed = row["seed"]
@@ -391,8 +399,8 @@ def optimiser(text: str) -> OuterOptimiser:
     return OuterOptimiser.model_validate({"name": name, "learning_rate": float(rate), "momentum": float(momentum)})
 
 
-def main() -> None:
-    """Do all runs, as many at once as there are cores."""
+def options_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line; this process's own where none is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="-", help="file, or - for standard output")
     parser.add_argument("--plot", type=Path, help="PNG")
@@ -403,9 +411,14 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=RECIPE.learning_rate, help="of the devices")
     parser.add_argument("--outer", type=optimiser, default=optimiser("default"), metavar="NAME,RATE,MOMENTUM")
     parser.add_argument("--processes", type=int, default=detect().usable_cores)
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Do all runs, as many at once as there are cores."""
+    options = options_of()
     if not TEXT.is_file():
-        parser.error(f"{TEXT} is not there: this bench needs the plays")
+        sys.exit(f"{TEXT} is not there: this bench needs the plays")
     done = earlier(options.json)
     runs = wanted(options)
     waiting = [run for run in runs if run.key not in done]

@@ -100,7 +100,14 @@ def _charter(plan: Plan, base: Path) -> Charter:
         name=f"Run {plan.seed}",
         rank=plan.rank,
         alpha=2.0 * plan.rank,
-        training=TrainingPlan(steps=4 if plan.real_workers else 1, batch_size=1, window=64, warmup_steps=1),
+        merge_rule="stack" if plan.seed % 2 else "fedavg",
+        training=TrainingPlan(
+            steps=4 if plan.real_workers else 1,
+            batch_size=1,
+            window=64,
+            warmup_steps=1,
+            moments="fresh" if plan.seed % 2 else "kept",
+        ),
         rounds=RoundRules(
             quorum=plan.quorum,
             target=len(plan.devices),

@@ -238,6 +238,7 @@ def make_desk(
         base_bytes=1,
         rank=4,
         alpha=8.0,
+        merge_rule="stack",  # which leaves a carry
         rounds=RoundRules(**{"quorum": 2, "target": 2, "collect_seconds": 1000, "trial_seconds": 100, **rules}),
     )
     config = HubConfig(
