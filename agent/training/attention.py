@@ -8,18 +8,17 @@ in, and taken back on the way out (Su et al. 2021, *RoFormer*, equation 34, in h
 
 from __future__ import annotations
 
-import functools
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from agent.llm.rotary import Rotary
 from agent.training.arena import Keeper
+from agent.training.elementwise import Elementwise, Seen, Turns
 from agent.training.footprint import KEPT_SHARES, ROUND, TILE_ROWS, rounded
 from agent.training.packed import Scratch
 
@@ -65,25 +64,10 @@ class Segments:
         return torch.cat([torch.arange(last - first) for first, last in self.bounds])
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """Cosine and sine by which each row is turned; float32, shape ``(rows, dimensions // 2)``."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def at(self, first: int, end: int) -> Turns:
-        """Give those of some rows."""
-        return Turns(self.cos[first:end], self.sin[first:end])
-
-    @classmethod
-    def of(cls, rotary: Rotary, positions: Tensor) -> Turns:
-        """Compute them in float64, which keeps large positions exact."""
-        angles = positions.double()[:, None] * torch.from_numpy(rotary.frequencies)
-        return cls(
-            (angles.cos() * rotary.magnitude).float(),
-            (angles.sin() * rotary.magnitude).float(),
-        )
+def turns_of(rotary: Rotary, positions: Tensor) -> Turns:
+    """Compute by how much rows are turned, in float64, which keeps large positions exact."""
+    angles = positions.double()[:, None] * torch.from_numpy(rotary.frequencies)
+    return Turns((angles.cos() * rotary.magnitude).float(), (angles.sin() * rotary.magnitude).float())
 
 
 def attention(qkv: Tensor, heads: Heads, segments: Segments, turns: Turns, scratch: Scratch) -> Tensor:
@@ -94,19 +78,23 @@ def attention(qkv: Tensor, heads: Heads, segments: Segments, turns: Turns, scrat
         heads: how they are divided.
         segments: which rows see one another.
         turns: by how much queries and keys are turned.
-        scratch: gives room for what is kept.
+        scratch: gives room for what is kept, and what does the passes over memory.
     """
-    result: Tensor = _Attention.apply(qkv, (heads, segments, turns), scratch.keeper())  # type: ignore[no-untyped-call]
+    setting = (heads, segments, turns, scratch.elementwise)
+    result: Tensor = _Attention.apply(qkv, setting, scratch.keeper())  # type: ignore[no-untyped-call]
     return result
+
+
+Setting: TypeAlias = tuple[Heads, Segments, Turns, Elementwise]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, setting: tuple[Heads, Segments, Turns], keeper: Keeper) -> Tensor:
-        heads, segments, turns = setting
+    def forward(ctx: Any, qkv: Tensor, setting: Setting, keeper: Keeper) -> Tensor:
+        heads, segments, turns, elementwise = setting
         given = qkv.view(-1, heads.all, heads.width)
         out = keeper.take((len(qkv), heads.queries, heads.width), qkv.dtype)
-        groups = _groups(heads, segments)
+        groups = _groups(heads, segments, elementwise)
         sizes = [group.shares for group in groups]
         keeps = keeper.arena is not None and sum(sizes) <= KEPT_SHARES * qkv.numel()
         kept = [group.kept(keeper, qkv.dtype) for group in groups]
@@ -124,13 +112,12 @@ class _Attention(torch.autograd.Function):
         heads, (grad,), saved = ctx.heads, grads, ctx.saved_tensors
         by_head = grad.view(-1, heads.queries, heads.width)
         out = torch.empty(len(grad), heads.all, heads.width, dtype=grad.dtype)
-        back = Turns(ctx.turns.cos, -ctx.turns.sin)
         for place, (group, room) in enumerate(zip(ctx.groups, ctx.rooms, strict=True)):
-            group.backward(by_head, saved[3 * place : 3 * place + 3], out, back, room)
+            group.backward(by_head, saved[3 * place : 3 * place + 3], out, ctx.turns, room)
         return out.view(len(grad), -1), None, None
 
 
-def _groups(heads: Heads, segments: Segments) -> list[_Group]:
+def _groups(heads: Heads, segments: Segments, elementwise: Elementwise) -> list[_Group]:
     """Put neighbours of equal length together, so that each operation has enough work for all threads."""
     groups: list[_Group] = []
     for begin, end in segments.bounds:
@@ -138,7 +125,7 @@ def _groups(heads: Heads, segments: Segments) -> list[_Group]:
         if last is not None and last.rows == end - begin and rounded(last.rows) * (last.count + 1) <= _GROUP_ROWS:
             groups[-1] = replace(last, count=last.count + 1)
         else:
-            groups.append(_Group(begin, 1, end - begin, heads))
+            groups.append(_Group(begin, 1, end - begin, heads, elementwise))
     return groups
 
 
@@ -154,6 +141,7 @@ class _Group:
     count: int
     rows: int
     heads: Heads
+    elementwise: Elementwise
 
     @property
     def shares(self) -> int:
@@ -176,17 +164,17 @@ class _Group:
         turns = turns.at(self.begin, self.begin + self.rows)
         query, key, value = kept
         given_query, given_key, given_value = self._by_kind(self._by_segment(given))
-        _turn(given_query, self._unpadded(query), turns, self.heads.scale)
-        _turn(given_key, self._unpadded(key), turns, 1.0)
+        self.elementwise.turn(given_query, self._unpadded(query), turns, self.heads.scale)
+        self.elementwise.turn(given_key, self._unpadded(key), turns, 1.0)
         self._unpadded(value).copy_(given_value)
         found = self._by_segment(out)
         for tile, kept_here in self._with_room(room):
-            shares = tile.shares(tile.mine(query), tile.theirs(key), kept_here)
+            shares = self._shares(tile, tile.mine(query), tile.theirs(key), kept_here)
             tile.put(found, torch.bmm(shares, tile.theirs(value)))
 
-    def backward(self, grad: Tensor, kept: Sequence[Tensor], out: Tensor, back: Turns, room: Tensor | None) -> None:
+    def backward(self, grad: Tensor, kept: Sequence[Tensor], out: Tensor, turns: Turns, room: Tensor | None) -> None:
         """Write the gradients of queries, keys and values, turned back."""
-        back = back.at(self.begin, self.begin + self.rows)
+        turns = turns.at(self.begin, self.begin + self.rows)
         query, key, value = kept
         outer_rows = torch.zeros(query.shape, dtype=query.dtype)
         self._unpadded(outer_rows).copy_(self._by_segment(grad))
@@ -194,18 +182,21 @@ class _Group:
         to_key, to_value = torch.zeros(2, *key.shape)
         for tile, kept_here in self._with_room(room):
             mine, keys = tile.mine(query), tile.theirs(key)
-            shares = tile.shares(mine, keys) if kept_here is None else kept_here
+            shares = self._shares(tile, mine, keys) if kept_here is None else kept_here
             outer = tile.mine(outer_rows)
             tile.theirs(to_value).add_(torch.bmm(shares.transpose(1, 2), outer))
-            inner = torch._softmax_backward_data(  # noqa: SLF001 - torch has no public name for it
-                torch.bmm(outer, tile.theirs(value).transpose(1, 2)), shares, -1, shares.dtype
-            )
+            to_shares = torch.bmm(outer, tile.theirs(value).transpose(1, 2))
+            inner = self.elementwise.shares_backward(shares, to_shares, tile.seen_by_rows)
             tile.put(to_query.view(self.count, -1, *to_query.shape[1:]), torch.bmm(inner, keys))
             tile.theirs(to_key).add_(torch.bmm(inner.transpose(1, 2), mine))
         out_query, out_key, out_value = self._by_kind(self._by_segment(out))
-        _turn(self._unpadded(to_query), out_query, back, self.heads.scale)
-        _turn(self._unpadded(to_key), out_key, back, 1.0)
+        self.elementwise.turn(self._unpadded(to_query), out_query, turns, self.heads.scale, back=True)
+        self.elementwise.turn(self._unpadded(to_key), out_key, turns, 1.0, back=True)
         out_value.copy_(self._unpadded(to_value))
+
+    def _shares(self, tile: _Tile, mine: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
+        """Give the softmax of a tile's scores, ``(keys, group * rows, seen rows)``, in ``out`` where there is one."""
+        return self.elementwise.shares(torch.bmm(mine, keys.transpose(1, 2), out=out), tile.seen_by_rows)
 
     def _by_segment(self, by_row: Tensor) -> Tensor:
         """View this group's rows of ``(rows of the pass, heads, width)`` as ``(count, heads, rows, width)``."""
@@ -236,17 +227,6 @@ class _Group:
             at += tile.size
 
 
-def _turn(given: Tensor, out: Tensor, turns: Turns, scale: float) -> None:
-    """Turn and multiply heads ``(count, heads, rows, width)``; dimensions that do not turn are only multiplied."""
-    half = turns.cos.shape[-1]
-    cos, sin = (turns.cos * scale, turns.sin * scale) if scale != 1.0 else (turns.cos, turns.sin)
-    one, two = given[..., :half].float(), given[..., half : 2 * half].float()
-    out[..., :half] = (one * cos).addcmul_(two, sin, value=-1.0)
-    out[..., half : 2 * half] = (two * cos).addcmul_(one, sin)
-    if 2 * half < given.shape[-1]:
-        out[..., 2 * half :] = given[..., 2 * half :] * scale
-
-
 @dataclass(frozen=True, slots=True)
 class _Tile:
     """Some query rows of every segment of a group, ``[first, end)``, and the keys that they see, ``[seen, end)``.
@@ -266,6 +246,11 @@ class _Tile:
         """Numbers in the softmax of its scores."""
         return self.keys * self.group * (self.end - self.first) * (self.end - self.seen)
 
+    @property
+    def seen_by_rows(self) -> Seen:
+        """Which scores count."""
+        return Seen(self.end - self.first, self.first - self.seen, self.window)
+
     def mine(self, queries: Tensor) -> Tensor:
         """Give the tile's rows of the query heads, ``(keys, group * rows, width)``; heads of a group are neighbours."""
         return queries[:, self.first : self.end].reshape(self.keys, -1, queries.shape[-1])
@@ -278,24 +263,3 @@ class _Tile:
         """Put what was found for the tile's rows in its place in ``(count, query heads, rows, width)``."""
         rows = min(self.end, queries.shape[2]) - self.first
         queries[:, :, self.first : self.first + rows] = found.view(*queries.shape[:2], -1, found.shape[-1])[:, :, :rows]
-
-    def shares(self, mine: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
-        """Give the softmax of the scores, ``(keys, group * rows, seen rows)``, in ``out`` where there is one."""
-        scores = torch.bmm(mine, keys.transpose(1, 2))
-        rows = self.end - self.first
-        grid = scores.view(-1, rows, self.end - self.seen)
-        grid[..., self.first - self.seen :].add_(_above_diagonal(rows, scores.dtype))
-        if self.window is not None and self.end - self.seen > self.window:
-            grid.add_(_before_window(self.first - self.seen, rows, self.window, scores.dtype))
-        return torch.softmax(scores, dim=-1, out=out)
-
-
-@functools.lru_cache(maxsize=256)
-def _above_diagonal(rows: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((rows, rows), -math.inf, dtype=dtype).triu_(1)
-
-
-@functools.lru_cache(maxsize=256)
-def _before_window(before: int, rows: int, window: int, dtype: torch.dtype) -> Tensor:
-    """Give minus infinity where a key is ``window`` or more places before a query, ``(rows, before + rows)``."""
-    return torch.full((rows, before + rows), -math.inf, dtype=dtype).tril_(before - window)

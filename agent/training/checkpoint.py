@@ -38,6 +38,7 @@ class Standing:
         heldout: step and held-out loss of each look.
         windows: windows of the step under way whose gradients were added up already.
         nats: their summed loss.
+        elementwise: what did the passes over memory, which its successors keep too.
     """
 
     losses: tuple[float, ...]
@@ -47,6 +48,7 @@ class Standing:
     heldout: tuple[tuple[int, float], ...] = ()
     windows: int = 0
     nats: float = 0.0
+    elementwise: str = "torch"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@ import time
 
 import torch
 
+from agent.training.elementwise import Elementwise
 from agent.training.job import Compute
+from agent.training.native_elementwise import native_elementwise
+from agent.training.torch_elementwise import TORCH
 
 _TURNS = 16
 _WORTH_NARROWING = 1.25  # how many times faster bfloat16 must be before its coarser products are taken
@@ -18,6 +21,16 @@ def resolve_compute(compute: Compute) -> torch.dtype:
         return torch.bfloat16 if compute == "bfloat16" else torch.float32
     wide, narrow = time_products()
     return torch.bfloat16 if wide > _WORTH_NARROWING * narrow else torch.float32
+
+
+def resolve_elementwise(name: str | None = None) -> Elementwise:
+    """Give what does the passes over memory beside the products: the C kernels where they are, else torch.
+
+    Args:
+        name: of what a training began with, which goes on with the same wherever this installation has it.
+    """
+    native = None if name == TORCH.name else native_elementwise(torch.get_num_threads())
+    return native or TORCH
 
 
 def time_products() -> tuple[float, float]:

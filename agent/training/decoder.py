@@ -20,7 +20,8 @@ from agent.llm.architectures import Role
 from agent.llm.gguf_file import EMBEDDING, OUTPUT, OUTPUT_NORM, GgufModel, TargetModule, target_modules
 from agent.llm.rotary import model_order
 from agent.training.arena import Keeper
-from agent.training.attention import Heads, Segments, Turns, attention
+from agent.training.attention import Heads, Segments, attention, turns_of
+from agent.training.elementwise import Elementwise, Turns
 from agent.training.footprint import logit_rows, scratch_elements
 from agent.training.head import PackedHead
 from agent.training.packed import PackedEmbedding, PackedWeight, Scratch, unpack_vector
@@ -122,6 +123,7 @@ class Decoder:
         threads: that unpack large weights together.
         context: tokens of the longest sequence; the file's own context where None.
         before_use: called before every use of a frozen weight; it may raise to abandon the computation.
+        elementwise: what does the passes over memory; what is fastest here where None.
     """
 
     def __init__(
@@ -132,18 +134,23 @@ class Decoder:
         threads: int = 1,
         context: int | None = None,
         before_use: Callable[[], None] | None = None,
+        elementwise: Elementwise | None = None,
     ) -> None:
         self.gguf = gguf
         self.compute = compute
         self.checkpointing = False
         self._targets = target_modules(gguf)
         self._scratch = Scratch(
-            elements=scratch_elements(gguf), compute=compute, threads=threads, before_use=before_use
+            elements=scratch_elements(gguf),
+            compute=compute,
+            threads=threads,
+            before_use=before_use,
+            elementwise=elementwise,
         )
         self._embedding = PackedEmbedding(weight=gguf.tensors[EMBEDDING], scale=gguf.config.embedding_scale)
         self._rotaries = _Rotaries(gguf, context or gguf.config.context_length)
         self.blocks = [self._block(layer) for layer in range(gguf.config.n_layers)]
-        self._norm = RmsNorm(unpack_vector(gguf.tensors[OUTPUT_NORM]), gguf.config.norm_eps)
+        self._norm = RmsNorm(unpack_vector(gguf.tensors[OUTPUT_NORM]), gguf.config.norm_eps, self._scratch.elementwise)
         self.head = PackedHead(
             weight=gguf.tensors.get(OUTPUT, gguf.tensors[EMBEDDING]),
             scratch=self._scratch,
@@ -205,7 +212,7 @@ class Decoder:
             ),
             out=projection("o"),
             gate_up=projection("gate", "up", "gate_up", prologue=self._norm_of(layer, "ffn_norm"), halves=True),
-            down=projection("down", prologue=Gate(config.activation)),
+            down=projection("down", prologue=Gate(config.activation, self._scratch.elementwise)),
             query_norm=self._norm_of(layer, "attn_q_norm"),
             key_norm=self._norm_of(layer, "attn_k_norm"),
             after_attention=self._norm_of(layer, "post_attention_norm"),
@@ -224,7 +231,9 @@ class Decoder:
 
     def _norm_of(self, layer: int, name: str) -> RmsNorm | None:
         tensor = self.gguf.tensors.get(f"blk.{layer}.{name}.weight")
-        return None if tensor is None else RmsNorm(unpack_vector(tensor), self.gguf.config.norm_eps)
+        if tensor is None:
+            return None
+        return RmsNorm(unpack_vector(tensor), self.gguf.config.norm_eps, self._scratch.elementwise)
 
 
 class _Rotaries:
@@ -244,7 +253,7 @@ class _Rotaries:
         if self._known is None or self._known[0] != segments:
             positions = segments.positions()
             firsts = {self.of_layer(layer) for layer in range(len(self._keys))}
-            self._known = segments, {layer: Turns.of(self._distinct[layer], positions) for layer in sorted(firsts)}
+            self._known = segments, {layer: turns_of(self._distinct[layer], positions) for layer in sorted(firsts)}
         return self._known[1]
 
 
@@ -271,7 +280,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.keeper.check()
-        to_input = ctx.weights.to_input(ctx.saved_tensors, grads[0])
+        _, (to_input,) = ctx.weights.backward(ctx.saved_tensors, grads[0])
         return to_input.to(ctx.wide), None, None, None
 
 

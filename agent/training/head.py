@@ -61,18 +61,13 @@ class PackedHead:
         for first in range(0, len(targets), self.rows):
             self._scratch.about_to_use()
             here = slice(first, first + self.rows)
-            wanted = targets[here, None]
+            wanted = targets[here]
             count = len(wanted)
             given = functional.pad(hidden[here].to(self._scratch.compute), (0, 0, 0, rounded(count) - count))
             whole = room[: len(given)]
             self._logits(given, unpack, out=whole)
-            logits = whole[:count]
-            behind = logits.amax(dim=1, keepdim=True).double() - logits.gather(1, wanted)
-            shares = torch.softmax(logits, dim=1, out=logits)  # each row is read before it is written
-            # the largest share is never tiny, so the loss is exact where the target's share vanishes
-            total += float((behind - shares.amax(dim=1, keepdim=True).double().log()).sum())
+            total += float(self._scratch.elementwise.loss(whole[:count], wanted).sum())
             if grad is not None:
-                shares[torch.arange(count), wanted[:, 0]] -= 1.0
                 whole[count:] = 0
                 self._backward(whole, unpack, grad[here])
         return total

@@ -19,7 +19,9 @@ from torch import Tensor
 from agent.llm.ggml import FloatArray, Packed, dequantize, narrow_to_bfloat16
 from agent.llm.gguf_file import GgufTensor
 from agent.training.arena import Arena, Keeper
+from agent.training.compute import resolve_elementwise
 from agent.training.crew import Crew
+from agent.training.elementwise import Elementwise
 
 _TILE_ELEMENTS = 1 << 18  # unpacked at a time on the way to bfloat16: few calls, and still in a core's cache
 _PARALLEL_ELEMENTS = 1 << 21  # below this, handing rows to other threads costs more than it saves
@@ -60,6 +62,7 @@ class Scratch:
         threads: that unpack a large piece together.
         before_use: called before every piece of work with a frozen weight, forward and backward; it may raise to
             abandon what is being computed, so that even a step of many seconds can be left at once.
+        elementwise: what does the passes over memory; what is fastest here where None.
     """
 
     def __init__(
@@ -69,9 +72,11 @@ class Scratch:
         compute: torch.dtype,
         threads: int = 1,
         before_use: Callable[[], None] | None = None,
+        elementwise: Elementwise | None = None,
     ) -> None:
         self.elements = elements
         self.compute = compute
+        self.elementwise = elementwise or resolve_elementwise()
         self.arena = Arena()
         """Where passes over these weights keep what their backward pass needs."""
         self._before_use = before_use

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from agent.llm.adapter import ModulePath
 from agent.training.arena import Keeper
+from agent.training.elementwise import Activation, Elementwise
 from agent.training.packed import PackedWeight, Scratch
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
 Gradients: TypeAlias = tuple[Tensor | None, ...]
-
-Activation: TypeAlias = Literal["silu", "gelu"]
-"""SiLU, or the tanh form of GELU."""
 
 
 class Prologue(Protocol):
@@ -73,44 +70,38 @@ class RmsNorm:
     Args:
         weight: float32, shape ``(width,)``.
         eps: added to the mean square.
+        elementwise: what computes it.
     """
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor, eps: float, elementwise: Elementwise) -> None:
         self.weight = weight
         self.eps = eps
-        self._narrow = weight.bfloat16()
+        self._elementwise = elementwise
 
     def forward(self, given: Tensors, compute: torch.dtype, keeper: Keeper) -> tuple[Tensor, Tensors]:
         """Keep the input without its length, in the compute type, and the reciprocal length in float32."""
         wide = given[0].float()
         scale = keeper.take((*wide.shape[:-1], 1), torch.float32)
-        torch.linalg.vector_norm(wide, dim=-1, keepdim=True, out=scale)
-        scale = scale.square_().div_(wide.shape[-1]).add_(self.eps).rsqrt_()
-        kept = torch.mul(wide, scale, out=keeper.take(wide.shape, compute)), scale
-        return self.again(kept), kept
+        unit = keeper.take(wide.shape, compute)
+        return self._elementwise.norm(wide, self.weight, self.eps, unit, scale), (unit, scale)
 
     def again(self, kept: Tensors) -> Tensor:
         """Multiply by the weight again."""
-        unit = kept[0]
-        return unit * (self.weight if unit.dtype == torch.float32 else self._narrow)
+        return self._elementwise.norm_again(kept[0], self.weight)
 
     def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
         """Give the output once more, and the float32 gradient of the input."""
-        return self.again(kept), (self.to_input(kept, grad),)
-
-    def to_input(self, kept: Tensors, grad: Tensor) -> Tensor:
-        """Give the float32 gradient of the input."""
-        unit, scale = kept[0].float(), kept[1]
-        wide = grad.float() * self.weight
-        along = (wide * unit).mean(dim=-1, keepdim=True)
-        return wide.addcmul_(unit, along, value=-1.0).mul_(scale)
+        unit, scale = kept
+        again, to_input = self._elementwise.norm_backward(unit, scale, self.weight, grad)
+        return again, (to_input,)
 
 
 class Gate:
     """A gated linear unit, ``act(gate) * up`` of the two that flow in (Shazeer 2020, equation 6)."""
 
-    def __init__(self, activation: Activation) -> None:
+    def __init__(self, activation: Activation, elementwise: Elementwise) -> None:
         self.activation = activation
+        self._elementwise = elementwise
 
     def forward(self, given: Tensors, compute: torch.dtype, keeper: Keeper) -> tuple[Tensor, Tensors]:
         """Keep both as they came."""
@@ -121,22 +112,13 @@ class Gate:
     def again(self, kept: Tensors) -> Tensor:
         """Gate again."""
         gate, up = kept
-        return self._act(gate).mul_(up)
+        return self._elementwise.gate(gate, up, self.activation)
 
     def backward(self, kept: Tensors, grad: Tensor) -> tuple[Tensor, Tensors]:
         """Give the output once more, and the gradients of gate and up."""
         gate, up = kept
-        act = self._act(gate)
-        to_up = act * grad
-        grad.mul_(up)
-        if self.activation == "silu":
-            to_gate = torch.ops.aten.silu_backward(grad, gate)
-        else:
-            to_gate = torch.ops.aten.gelu_backward(grad, gate, approximate="tanh")
-        return act.mul_(up), (to_gate, to_up)
-
-    def _act(self, gate: Tensor) -> Tensor:
-        return functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
+        again, to_gate, to_up = self._elementwise.gate_backward(gate, up, grad, self.activation)
+        return again, (to_gate, to_up)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from agent.paths import write_atomically
 from agent.training.adamw import AdamW
 from agent.training.batches import pass_of
 from agent.training.checkpoint import Memory, Standing, fingerprint, load_checkpoint, save_checkpoint
-from agent.training.compute import resolve_compute
+from agent.training.compute import resolve_compute, resolve_elementwise
 from agent.training.decoder import Decoder
 from agent.training.job import Progress, TrainJob
 from agent.training.leaving import Leaving
@@ -70,7 +70,15 @@ class Session:
         dtype = resolve_compute(job.compute if found is None else found[0].compute)
         self.compute: Literal["float32", "bfloat16"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
         longest = max(windows.length, 0 if looked_at is None else looked_at.length)
-        self.model = Decoder(base, compute=dtype, threads=job.threads, context=longest, before_use=leaving.check)
+        self._elementwise = resolve_elementwise(None if found is None else found[0].elementwise)
+        self.model = Decoder(
+            base,
+            compute=dtype,
+            threads=job.threads,
+            context=longest,
+            before_use=leaving.check,
+            elementwise=self._elementwise,
+        )
         self.model.checkpointing = job.checkpointing
         self.lora = LoraModel(
             model=self.model,
@@ -236,6 +244,7 @@ class Session:
             heldout=tuple(self.heldout),
             windows=partial.windows,
             nats=partial.nats,
+            elementwise=self._elementwise.name,
         )
         memory = Memory(
             values=self._parameters,
@@ -270,7 +279,7 @@ class Session:
         }
         return TrunkCache(
             directory=job.checkpoint_dir,
-            key=f"{self._fingerprint} {self.compute}",
+            key=f"{self._fingerprint} {self.compute} {self._elementwise.name}",
             windows=self._windows,
             wanted=sorted(wanted),
             layer=self.lora.first_layer,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from agent.llm.rotary import Rotary
 from agent.training import attention as attention_module
-from agent.training.attention import Heads, Segments, Turns, attention
+from agent.training.attention import Heads, Segments, attention, turns_of
+from agent.training.compute import resolve_elementwise
 from agent.training.packed import Scratch
 from tests.training.gradients import backward, own
 
@@ -66,7 +67,7 @@ def check(heads: Heads, lengths: tuple[int, ...], how: Rotary, *, dtype: torch.d
     where = segments(lengths)
     qkv = (2 * torch.randn(sum(lengths), heads.all * heads.width)).to(dtype).requires_grad_()
     copy = own(qkv.float())
-    found = attention(qkv, heads, where, Turns.of(how, where.positions()), room())
+    found = attention(qkv, heads, where, turns_of(how, where.positions()), room())
     assert found.dtype == dtype
     expected = plain(copy, heads, where, how)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
@@ -124,7 +125,7 @@ def test_the_comparison_notices_another_mask_scale_or_turn() -> None:
 def test_what_one_segment_holds_does_not_reach_another() -> None:
     heads, where = Heads(4, 2, WIDTH, 0.4), segments((70, 90, 5))
     qkv = torch.randn(165, heads.all * WIDTH)
-    turns = Turns.of(rotary(), where.positions())
+    turns = turns_of(rotary(), where.positions())
     before = attention(qkv, heads, where, turns, room())
     qkv[70:160] = torch.randn(90, heads.all * WIDTH)
     after = attention(qkv, heads, where, turns, room())
@@ -138,13 +139,13 @@ def test_nothing_is_multiplied_that_is_not_seen(window: int | None, monkeypatch:
     seen: list[int] = []
     bmm = torch.bmm
 
-    def counting(one: Tensor, two: Tensor) -> Tensor:
+    def counting(one: Tensor, two: Tensor, *, out: Tensor | None = None) -> Tensor:
         seen.append(one.shape[0] * one.shape[1] * two.shape[2])
-        return bmm(one, two)
+        return bmm(one, two, out=out)
 
     monkeypatch.setattr(attention_module.torch, "bmm", counting)
     heads, where = Heads(1, 1, WIDTH, 0.4, window), segments((512, 512))
-    turns = Turns.of(rotary(), where.positions())
+    turns = turns_of(rotary(), where.positions())
     attention(torch.randn(1024, 3 * WIDTH), heads, where, turns, room())
     scores = sum(seen[::2])
     visible = 2 * sum(min(512 if window is None else window, place + 1) for place in range(512))
@@ -153,7 +154,7 @@ def test_nothing_is_multiplied_that_is_not_seen(window: int | None, monkeypatch:
 
 def test_far_positions_are_turned_exactly() -> None:
     how = rotary(4)
-    far = Turns.of(how, torch.tensor([100_003]))
+    far = turns_of(how, torch.tensor([100_003]))
     angles = (100_003 * how.frequencies) % (2 * np.pi)
     np.testing.assert_allclose(far.cos[0].numpy(), np.cos(angles), atol=1e-6)
     np.testing.assert_allclose(far.sin[0].numpy(), np.sin(angles), atol=1e-6)
@@ -173,13 +174,13 @@ def test_neighbours_of_equal_length_are_computed_together(
     lengths: tuple[int, ...], counts: list[int], window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads, where = Heads(6, 3, WIDTH, 0.4, window), segments(lengths)
-    turns = Turns.of(rotary(), where.positions())
+    turns = turns_of(rotary(), where.positions())
     qkv = torch.randn(sum(lengths), heads.all * WIDTH)
     outer = torch.randn(sum(lengths), heads.queries * WIDTH)
     found = []
     for rows, expected in ((0, [1] * len(lengths)), (1024, counts)):
         monkeypatch.setattr(attention_module, "_GROUP_ROWS", rows)
-        assert [group.count for group in attention_module._groups(heads, where)] == expected
+        assert [group.count for group in attention_module._groups(heads, where, resolve_elementwise())] == expected
         given = own(qkv)
         out = attention(given, heads, where, turns, room())
         found.append((out.detach(), *torch.autograd.grad(out, given, outer)))
@@ -192,7 +193,7 @@ def test_shares_that_are_kept_are_those_that_would_be_computed_again(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads, where = Heads(6, 3, WIDTH, 0.4, window), segments((40, 200, 3))
-    turns, qkv = Turns.of(rotary(), where.positions()), torch.randn(243, heads.all * WIDTH)
+    turns, qkv = turns_of(rotary(), where.positions()), torch.randn(243, heads.all * WIDTH)
     found = []
     for most in (0, 1000):
         monkeypatch.setattr(attention_module, "KEPT_SHARES", most)

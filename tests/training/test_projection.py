@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, linear, silu
 
 from agent.llm.adapter import ModulePath
 from agent.training.arena import Keeper
+from agent.training.compute import resolve_elementwise
 from agent.training.packed import PackedWeight, Scratch
 from agent.training.projection import Gate, Layer, Plain, Projection, RmsNorm
 from tests.training.gradients import backward, own, packed
@@ -86,9 +87,9 @@ def make(
     norm = torch.rand(width) + 0.5
     prologue = {
         "plain": Plain(),
-        "norm": RmsNorm(norm, EPS),
-        "silu": Gate("silu"),
-        "gelu": Gate("gelu"),
+        "norm": RmsNorm(norm, EPS, resolve_elementwise()),
+        "silu": Gate("silu", resolve_elementwise()),
+        "gelu": Gate("gelu", resolve_elementwise()),
     }[kind]
     weights = [torch.randn(height, width) for height in heights]
     biases = [torch.randn(height) if has else None for height, has in zip(heights, biased, strict=True)]
@@ -202,7 +203,7 @@ def test_bfloat16_is_close_and_gives_parameters_gradients_of_float32(kind: Kind)
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e15])
 def test_the_norm_of_very_small_and_very_large_numbers(size: float) -> None:
-    norm = RmsNorm(torch.rand(16) + 0.5, EPS)
+    norm = RmsNorm(torch.rand(16) + 0.5, EPS, resolve_elementwise())
     x = size * torch.randn(4, 16)
     found, kept = norm.forward((x,), torch.float32, Keeper(None))
     wide = x.double()
