@@ -6,7 +6,7 @@ import pytest
 from tests.faults.community import tiny_base
 
 if os.name != "posix":  # they fork, kill, and limit what files may hold
-    collect_ignore = ["test_runs.py", "test_invariants.py"]
+    collect_ignore = ["test_actors.py", "test_runs.py", "test_invariants.py"]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,23 @@ def _counted_once(books: Books, disks: Disks) -> Iterator[str]:
             yield f"update {update[:10]} was merged {times} times"
     for update in merged.keys() - {row["update_id"] for row in books.updates}:
         yield f"update {update[:10]} was merged and is not counted"
+    yield from _all_merged(books, merged.keys())
+
+
+def _all_merged(books: Books, merged: AbstractSet[str]) -> Iterator[str]:
+    """See that every update is in the merge that it counts in, or a newer one of its device."""
     tried = {release["round"] for release in books.releases if release["updates"]}
+    newest: dict[tuple[int, str], int] = {}
     for row in books.updates:
-        if row["round"] in tried and row["update_id"] not in merged:
-            yield f"update {row['update_id'][:10]} of round {row['round']} is counted and was not merged"
+        merge = (row["merge"], row["device"])
+        newest[merge] = max(newest.get(merge, 0), row["round"])
+    for row in books.updates:
+        where = f"update {row['update_id'][:10]} of round {row['round']}"
+        if row["state"] == "superseded":
+            if row["round"] == newest[row["merge"], row["device"]]:
+                yield f"{where} is superseded, and by nothing newer"
+        elif row["merge"] in tried and row["update_id"] not in merged:
+            yield f"{where} is counted and was not merged"
 
 
 def _blobs(disks: Disks, books: Books) -> Iterator[str]:

@@ -64,6 +64,12 @@ def test_a_run_in_which_nothing_went_wrong_breaks_nothing(copy: Copy) -> None:
     assert copy.found() == ""
 
 
+def test_a_late_update_that_a_newer_one_took_the_place_of_was_rightly_not_merged(copy: Copy) -> None:
+    supersede_by_a_newer_one(copy)
+    assert "merged" not in copy.found()
+    assert "superseded" not in copy.found()
+
+
 Spoil = Callable[[Copy], None]
 
 
@@ -93,6 +99,20 @@ def leave_out(copy: Copy) -> None:
     with closing(sqlite3.connect(copy.disks.hub.database)) as connection:
         (updates,) = connection.execute("SELECT updates FROM releases WHERE number = 1").fetchone()
     copy.hub("UPDATE releases SET updates = ? WHERE number = 1", json.dumps(json.loads(updates)[:1]))
+
+
+def supersede_by_nothing(copy: Copy) -> None:
+    copy.hub("UPDATE updates SET state = 'superseded' WHERE device = ?", copy.disks.ids["device-0"])
+
+
+def supersede_by_a_newer_one(copy: Copy) -> None:
+    """A late update of the round before, which the one that was merged took the place of."""
+    columns = "device, tokens, norm, wire_bytes, fp32_bytes, accepted, start, merge"
+    copy.hub(
+        f"INSERT INTO updates (update_id, transfer, round, state, {columns})"
+        f" SELECT 'e94d190dd3', transfer || '-late', round - 1, 'superseded', {columns} FROM updates WHERE device = ?",
+        copy.disks.ids["device-0"],
+    )
 
 
 def other_bytes(copy: Copy) -> None:
@@ -138,6 +158,7 @@ def not_fetched(copy: Copy) -> None:
         (make_up, "made no such update"),
         (merge_twice, "was merged 2 times"),
         (leave_out, "is counted and was not merged"),
+        (supersede_by_nothing, "is superseded, and by nothing newer"),
         (other_bytes, "is not the merge of what was counted"),
         (keep_nothing, "nobody kept what round 1 merged"),
         (half_blob, "is not what its name says"),
