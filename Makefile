@@ -15,8 +15,9 @@ help: ## Show this list
 demo: $(READY) ## Watch a broker, a hub and three devices grow one model
 	$(BIN)/bramble demo
 
+# At the niceness of the workers that train in some tests: or else those would wait for whatever other tests compute.
 test: $(READY) ## Run every test, two at a time
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	nice -n 19 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY) ## Lint, types, and the floors of the house
 	$(BIN)/ruff check .
