@@ -79,7 +79,7 @@ ROUNDS = 10
 JUDGED_EVERY = 5
 _HASH = "0" * 64
 CHARTER = Charter(name="quality", base_name="seedling", base_sha256=_HASH, base_bytes=1).model_dump()
-RECIPE = Recipe(steps=5, batch_size=4, learning_rate=8e-3, warmup_steps=2, schedule=CHARTER["training"]["schedule"])
+RECIPE = Recipe(steps=5, batch_size=4, learning_rate=1e-2, warmup_steps=2, schedule=CHARTER["training"]["schedule"])
 CENTRALISED_RATES = (8e-3, 1.2e-2, 1.6e-2)
 RULES = ("fedavg", "stack", "alternate", "ffa")
 COMPRESSIONS = ("none", "int8", "int4", "topk")
@@ -112,8 +112,8 @@ class Run:
     @property
     def key(self) -> str:
         """What tells this run from all others."""
-        recipe = [asdict(RECIPE), CHARTER["training"]["moments"], DEVICES, WINDOW, RANK]
-        return json.dumps([*asdict_run(self).values(), recipe])
+        others = [RECIPE.steps, RECIPE.batch_size, RECIPE.warmup_steps, RECIPE.schedule, DEVICES, WINDOW, RANK]
+        return json.dumps([*asdict_run(self).values(), *others, CHARTER["training"]["moments"]])
 
 
 @dataclass(frozen=True, slots=True)
