@@ -78,6 +78,8 @@ def show_round(found: Mapping[str, Any]) -> None:
     if energy:
         shares = ", ".join(f"{share:.2%} {what}" for what, share in energy.items())
         click.echo(f"  merged by {found['rule']} in {found['merge_seconds']} s; energy {shares}")
+    if found["carry_lost"]:
+        click.echo(f"  merged without what earlier merges left over: {found['carry_lost']}")
     if found["updates"]:
         show_table(_updates(found["updates"]))
     if found["verdicts"]:

@@ -173,6 +173,9 @@ class Conductor:
             self._give_up(state, error)
             return
         manifest = outcome.release.manifest
+        if outcome.carry_lost:
+            words = f"round {state.number} is merged without what earlier merges left over: {outcome.carry_lost}"
+            self._events.say("carry-lost", words, parent=manifest.parent)
         self._events.say(
             "merged",
             f"round {state.number}: {len(outcome.release.updates)} updates make candidate {manifest.sha256[:10]}",

@@ -44,10 +44,15 @@ class UnreadableUpdateError(MergeError):
 
 @dataclass(frozen=True, slots=True)
 class MergeOutcome:
-    """A candidate and what the merge found."""
+    """A candidate and what the merge found.
+
+    Attributes:
+        carry_lost: why the merge had to do without what the one before it left over; empty where it had it.
+    """
 
     release: ReleaseRow
     report: dict[str, Value]
+    carry_lost: str = ""
 
 
 def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: float) -> MergeOutcome:
@@ -70,6 +75,7 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         [row.tokens for row in rows], [staleness(line, row.start) for row in rows], power=rules.staleness_power
     )
     starts = lru_cache(maxsize=rules.max_staleness + 1)(lambda sha256: from_bytes(blobs.get(sha256)))
+    carry, carry_lost = _carry(blobs, release)
     shapes = community.shapes
     readers = {
         row.device: partial(
@@ -88,7 +94,7 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
             load_rule(config.charter.merge_rule),
             community,
             readers,
-            blobs.get(release.carry) if release.carry else b"",
+            carry,
             outer=config.charter.outer,
         )
     except np.linalg.LinAlgError as cause:
@@ -116,12 +122,13 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         "released_energy": merged.report.released_energy,
         "carried_energy": merged.report.carried_energy,
         "discarded_energy": merged.report.discarded_energy,
+        "carry_lost": carry_lost,
         "seconds": round(time.monotonic() - started, 3),
     }
     after = after_merge(state, rules, now)
     oldest = state.number + 1 - rules.max_staleness
     store.save_candidate(state, after, candidate, report=report, oldest=oldest)
-    return MergeOutcome(release=candidate, report=report)
+    return MergeOutcome(release=candidate, report=report, carry_lost=carry_lost)
 
 
 def read_update(data: bytes, *, shapes: Mapping[ModulePath, tuple[int, int]], max_rank: int) -> PackedUpdate:
@@ -136,6 +143,17 @@ def read_update(data: bytes, *, shapes: Mapping[ModulePath, tuple[int, int]], ma
         UpdateRefusedError: it is not what it was.
     """
     return open_update(data, expected=shapes, max_rank=max_rank, max_bytes=len(data))
+
+
+def _carry(blobs: BlobStore, release: ReleaseRow) -> tuple[bytes, str]:
+    """Give what the release's merge left over; nothing, and why, where it was damaged on the disk or is gone.
+
+    Nobody can send it again. The updates of a round are worth more than what was left over of earlier ones.
+    """
+    try:
+        return blobs.get(release.carry) if release.carry else b"", ""
+    except StateError as cause:
+        return b"", str(cause)
 
 
 def _found(rows: Sequence[UpdateRow], line: Line, report: MergeReport) -> list[Value]:
@@ -168,6 +186,6 @@ def _read(
     """Read a counted update back from the disk, with the older release that it started from, if it did."""
     try:
         update = read_update(blobs.get(row.update_id), shapes=shapes, max_rank=max_rank)
+        return Contribution(delta=update, weight=weight, start=start() if start is not None else None)
     except (StateError, UpdateRefusedError) as cause:
         raise UnreadableUpdateError(row, cause) from cause
-    return Contribution(delta=update, weight=weight, start=start() if start is not None else None)

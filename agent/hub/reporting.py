@@ -113,6 +113,7 @@ def round_report(store: HubStore, number: int) -> dict[str, Any]:
         "energy": {
             key: merged.get(f"{key}_energy") for key in ("released", "carried", "discarded") if "seconds" in merged
         },
+        "carry_lost": merged.get("carry_lost", ""),
         "gate": merged.get("gate"),
         "verdicts": [
             {**asdict(verdict), "change": verdict.change, "nickname": names.get(device, "")}

@@ -17,6 +17,7 @@ from agent.errors import BrambleError, StateError, UpdateRefusedError
 from agent.federation.draw import lot
 from agent.hub.merge.carry import carry_from_bytes, products_from_tensors
 from agent.hub.merge.rule import Merged, merge
+from agent.hub.reporting import round_report
 from agent.llm.adapter import from_bytes
 from agent.testing import random_delta
 from tests.hub.desk import Desk, make_desk
@@ -498,6 +499,39 @@ def test_update_that_is_damaged_on_the_disk_costs_nobody_else_theirs(desk_of: Ma
         assert desk.judge(device)
     desk.advance()
     assert desk.store.current().manifest.number == 1
+
+
+def test_release_that_a_late_update_started_from_is_damaged_and_costs_nobody_else_theirs(desk_of: MakeDesk) -> None:
+    desk = desk_of()
+    a, b, c, _d = desk.names
+    start, slow = desk.store.current().manifest.sha256, desk.make(c)
+    assert slow is not None
+    desk.round(a, b)
+    assert desk.deliver(slow).state == "done"
+    desk.blobs.discard(start)
+    desk.round(a, b)
+    assert desk.store.current().manifest.number == 2
+    assert [told["device"] for told in desk.said("update-lost")] == [c]
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_carry_that_is_damaged_on_the_disk_costs_no_update_and_the_report_says_so(
+    desk_of: MakeDesk, damage: str
+) -> None:
+    desk = desk_of()
+    a, b, *_ = desk.names
+    desk.round(a, b)
+    carry = desk.store.current().carry
+    assert carry
+    if damage == "gone":
+        desk.blobs.discard(carry)
+    else:
+        desk.blobs.path(carry).write_bytes(b"changed")
+    assert desk.round(a, b) == 2
+    assert len(desk.said("carry-lost")) == 1
+    assert carry in round_report(desk.store, 2)["carry_lost"]
+    assert desk.round(a, b) == 3  # the carry of release 2 is whole again
+    assert len(desk.said("carry-lost")) == 1
 
 
 def test_database_that_is_held_by_another_program_costs_no_update(
