@@ -36,7 +36,7 @@ from agent.llm.adapter import Adapter
 from agent.paths import BlobStore, explained_disk
 from agent.transport.transfer import Check, DamagedChunksError, IncomingTransfer, TransferStore, ranges
 from agent.update.delta import Delta
-from agent.update.wire import UpdateHeader, decode_update
+from agent.update.wire import OpenedUpdate, UpdateHeader, open_update
 
 KEYS_AT_HAND = 256
 """Keys of transfers that need not be opened again for each chunk."""
@@ -389,9 +389,9 @@ def _check_update(
         UpdateRefusedError: with a stable reason.
     """
     charter = context.charter
-    header, delta = decode_update(
-        body, expected=context.community.shapes, max_rank=context.community.rank, max_bytes=len(body)
-    )
+    opened = open_update(body, expected=context.community.shapes, max_rank=context.community.rank, max_bytes=len(body))
+    _require_compression(opened, charter)
+    header, delta = opened.header, opened.delta()
     said = (header.round, header.start_release, header.base_sha256)
     if said != (offer.round, offer.adapter, charter.base_sha256):
         raise UpdateRefusedError(
@@ -418,6 +418,22 @@ def _check_update(
             reason="norm",
         )
     return header, delta
+
+
+def _require_compression(opened: OpenedUpdate, charter: Charter) -> None:
+    """Refuse an update in another compression than the community's, before its numbers are expanded.
+
+    Raises:
+        UpdateRefusedError: it is in another.
+    """
+    with_density = charter.compression == "topk"
+    if opened.compression != charter.compression or (with_density and opened.density != charter.density):
+        raise UpdateRefusedError(
+            f"the update is compressed by {opened.compression} (density {opened.density:g}), the charter says "
+            f"{charter.compression}" + (f" (density {charter.density:g})" if with_density else ""),
+            advice="Update Bramble on the device.",
+            reason="compression",
+        )
 
 
 def _broken(error: ProtocolError) -> UpdateRefusedError:

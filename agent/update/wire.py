@@ -127,11 +127,13 @@ class OpenedUpdate:
         header: what it says about itself.
         layout: what its numbers are; updates of one layout can be added up in one row.
         compression: the name of it.
+        density: share of the numbers that ``topk`` sends; the others do not use it.
     """
 
     header: UpdateHeader
     layout: Layout
     compression: str
+    density: float
     _coder: Compression
     _body: memoryview
 
@@ -279,6 +281,7 @@ def open_update(
         header=header,
         layout=Layout(rank=header.rank, factors=header.factors, modules=modules),
         compression=name,
+        density=density,
         _coder=compression_of(name, density),
         _body=view[_LENGTH_BYTES + length :],
     )

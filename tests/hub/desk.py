@@ -158,7 +158,7 @@ class Desk:
         said = {"round": number, "start_release": start, "tokens": 100, "seed": self.seeds, **header}
         rest = {"base_sha256": BASE, "rank": 4, "alpha": 8.0, "steps": 1}
         delta = random_delta(rank=4, seed=self.seeds)
-        body = encode_update(UpdateHeader(**{**rest, **said}), delta, "none")
+        body = encode_update(UpdateHeader(**{**rest, **said}), delta, self.config.charter.compression)
         parcel = wrap_update(
             body,
             seal_key=terms.seal_key.public,
@@ -239,6 +239,7 @@ def make_desk(
         rank=4,
         alpha=8.0,
         merge_rule="stack",  # which leaves a carry
+        compression="none",
         rounds=RoundRules(**{"quorum": 2, "target": 2, "collect_seconds": 1000, "trial_seconds": 100, **rules}),
     )
     config = HubConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ class Desk:
 
     def at(self, state: RoundState, **rules: int) -> RoundContext:
         """Give what updates are held against in this state, where round 1 was begun and its key is not forgotten."""
-        charter = self.config.charter
+        charter = self.config.charter.model_copy(update={"compression": "none"})  # so that updates have several chunks
         now = Situation(
             state=state,
             rules=charter.rounds.model_copy(update=rules),
@@ -56,7 +57,7 @@ class Desk:
     def inbox(self) -> Inbox:
         return Inbox(store=self.store, blobs=self.blobs, directory=self.store.home.inbox, community=self.community)
 
-    def parcel(self, *, seed: int = 0, device: str = DEVICE) -> Parcel:
+    def parcel(self, compression: str = "none", *, density: float = 1.0, seed: int = 0, device: str = DEVICE) -> Parcel:
         start = self.context.community
         header = UpdateHeader(
             round=1,
@@ -68,7 +69,8 @@ class Desk:
             steps=1,
             seed=seed,
         )
-        body = encode_update(header, random_delta(shapes=start.shapes, rank=start.rank, seed=seed), "none")
+        delta = random_delta(shapes=start.shapes, rank=start.rank, seed=seed)
+        body = encode_update(header, delta, compression, density=density)
         return wrap_update(
             body,
             seal_key=self.seal_key.public,
@@ -152,6 +154,33 @@ def test_update_sealed_by_one_device_and_sent_by_another_is_refused(desk: Desk) 
         assert receipt is not None
         assert (receipt.state, receipt.reason) == ("refused", "seal-broken")
     assert desk.store.updates(1) == []
+
+
+@pytest.mark.parametrize(
+    ("charter", "sent", "counts"),
+    [
+        (("int4", 0.1), ("int4", 0.1), True),
+        (("int4", 0.1), ("int4", 0.2), True),  # which only topk has a use for
+        (("int4", 0.1), ("none", 0.1), False),
+        (("int8", 0.1), ("topk", 0.1), False),
+        (("topk", 0.1), ("topk", 0.1), True),
+        (("topk", 0.1), ("topk", 0.9), False),
+    ],
+)
+def test_update_counts_in_the_charters_compression_alone(
+    desk: Desk, charter: tuple[str, float], sent: tuple[str, float], *, counts: bool
+) -> None:
+    rules = desk.context.charter.model_copy(update=dict(zip(("compression", "density"), charter, strict=True)))
+    context = dataclasses.replace(desk.context, charter=rules)
+    inbox, parcel = desk.inbox(), desk.parcel(sent[0], density=sent[1])
+    inbox.offered(DEVICE, parcel.offer, context)
+    for index in range(len(parcel.chunks)):
+        outcome = inbox.arrived(DEVICE, desk.chunk(parcel, index), context)
+    assert (outcome.counted is not None) == counts
+    if not counts:
+        assert outcome.refused is not None
+        assert outcome.refused.reason == "compression"
+        assert desk.store.updates(1) == []
 
 
 def test_update_that_is_too_large_is_refused_before_it_travels(desk: Desk) -> None:
