@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from agent.crypto import canonical
 from agent.errors import MalformedMessageError
@@ -178,7 +186,8 @@ class Offer(Body):
         round: of the update; 0 for an adapter.
         adapter: hex SHA-256 of the adapter; of the one it started from, for an update.
         size: bytes of all chunks together, as sent.
-        chunk_bytes: of every chunk but the last, as sent.
+        chunk_bytes: of every chunk but the last, as sent: ``CHUNK_BYTES``, where there is more than one. Smaller ones
+            would be no use but to have the receiver keep very many files.
         sha256: of all chunks together, as sent.
         sealed_key: HPKE-sealed 32-byte key of the chunks' ChaCha20-Poly1305.
     """
@@ -191,6 +200,13 @@ class Offer(Body):
     chunk_bytes: Annotated[int, Field(gt=0, le=CHUNK_BYTES)]
     sha256: Bytes32
     sealed_key: Annotated[bytes, Field(max_length=2048)]
+
+    @model_validator(mode="after")
+    def _chunks_are_no_smaller_than_they_must_be(self) -> Self:
+        if self.chunk_bytes != CHUNK_BYTES and self.size > self.chunk_bytes:
+            message = f"chunks have {CHUNK_BYTES:,} bytes where there is more than one"
+            raise ValueError(message)
+        return self
 
     @property
     def plan(self) -> TransferPlan:

@@ -65,7 +65,7 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         round=st.integers(0, 2**32),
         adapter=sha256,
         size=st.integers(1, 2**31),
-        chunk_bytes=st.integers(1, CHUNK_BYTES),
+        chunk_bytes=st.just(CHUNK_BYTES),
         sha256=st.binary(min_size=32, max_size=32),
         sealed_key=st.binary(max_size=1300),
     ),
@@ -151,6 +151,28 @@ def test_verdict_that_makes_no_sense_is_refused(other: dict[str, object]) -> Non
     Verdict.decode(_fields())
     with pytest.raises(MalformedMessageError):
         Verdict.decode(_fields(**other))
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk_bytes", "fits"),
+    [(10, CHUNK_BYTES, True), (10, 10, True), (10 * CHUNK_BYTES, CHUNK_BYTES, True), (10, 9, False), (2**30, 1, False)],
+)
+def test_offer_in_many_small_chunks_is_refused(size: int, chunk_bytes: int, *, fits: bool) -> None:
+    said: dict[str, canonical.Value] = {
+        "transfer": bytes(16),
+        "purpose": "update",
+        "round": 1,
+        "adapter": "a" * 64,
+        "size": size,
+        "chunk_bytes": chunk_bytes,
+        "sha256": bytes(32),
+        "sealed_key": b"",
+    }
+    if fits:
+        assert Offer.decode(canonical.encode(said)).plan.chunk_count <= 10
+        return
+    with pytest.raises(MalformedMessageError, match="more than one"):
+        Offer.decode(canonical.encode(said))
 
 
 def test_number_is_not_read_from_text() -> None:

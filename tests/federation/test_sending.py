@@ -19,6 +19,7 @@ from agent.federation.store import DeviceStore, RoundRecord, open_device_store
 from agent.paths import Home
 from agent.transport.memory import MemoryBroker, MemoryLink
 from agent.transport.topics import Topics
+from agent.transport.transfer import CHUNK_BYTES
 
 COMMUNITY = bytes(range(16))
 TOPICS = Topics(COMMUNITY.hex())
@@ -95,8 +96,8 @@ def queue_update(sender: Sender, store: DeviceStore, identity: Identity, *, chun
         purpose="update",
         round=1,
         adapter="a" * 64,
-        size=10 * chunks,
-        chunk_bytes=10,
+        size=CHUNK_BYTES * chunks,
+        chunk_bytes=CHUNK_BYTES,
         sha256=bytes(32),
         sealed_key=b"",
     )

@@ -237,7 +237,7 @@ async def test_member_that_signs_nonsense_is_refused_each_time_and_the_hub_lives
                 round=1,
                 adapter=announcement.release.sha256,
                 size=1000,
-                chunk_bytes=100,
+                chunk_bytes=90_112,
                 sha256=bytes(32),
                 sealed_key=bytes(100),
             ).encode(),
