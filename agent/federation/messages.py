@@ -33,6 +33,18 @@ Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
 Text = Annotated[str, StringConstraints(max_length=500)]
 _Count = Annotated[int, Field(ge=0, le=MAX_CHUNKS)]
 Range = Annotated[tuple[_Count, _Count], Field(strict=False)]  # CBOR knows lists only
+
+
+def _no_more_than_a_transfer_has(ranges: list[Range]) -> list[Range]:
+    """Refuse ranges that name more chunks, together, than any transfer has: its receiver counts them out."""
+    if sum(length for _first, length in ranges) > MAX_CHUNKS:
+        message = f"they name more than {MAX_CHUNKS:,} chunks"
+        raise ValueError(message)
+    return ranges
+
+
+Ranges = Annotated[list[Range], Field(max_length=256), AfterValidator(_no_more_than_a_transfer_has)]
+"""Chunks as (first, how many)."""
 _Number = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Span = Annotated[tuple[_Number, _Number], Field(strict=False)]
 
@@ -236,7 +248,7 @@ class Want(Body):
     """
 
     adapter: Sha256Hex
-    missing: Annotated[list[Range], Field(max_length=256)]
+    missing: Ranges
     transfer: Annotated[bytes, Field(max_length=16)] = b""
     have: Annotated[list[Sha256Hex], Field(max_length=8)] = []
 
@@ -271,7 +283,7 @@ class Receipt(Body):
 
     about: Id16
     state: Literal["done", "missing", "refused"]
-    missing: Annotated[list[Range], Field(max_length=256)] = []
+    missing: Ranges = []
     reason: Annotated[str, StringConstraints(max_length=64)] = ""
     message: Text = ""
     advice: Text = ""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity
 from agent.errors import BrokerRefusedError
-from agent.federation.messages import Body, Chunk, Offer, Receipt, Verdict
+from agent.federation.messages import Body, Chunk, Offer, Range, Receipt, Verdict
 from agent.federation.store import DeviceStore, explained_database
 from agent.transport.link import Link
 from agent.transport.outbox import Item, NewItem, Outbox
@@ -123,7 +123,9 @@ class Sender:
         """Take in the hub's word on a transfer or message."""
         about = receipt.about.hex()
         if receipt.state == "missing":
-            asked = [index for first, length in receipt.missing for index in range(first, first + length)]
+            asked = self._chunks_here(about, receipt.missing)
+            if not asked:
+                return
             sent = self._sent.get(about)
             if sent is None or not sent.indices.issuperset(asked) or sent.until <= self._clock():
                 self._asked[about] = asked
@@ -136,6 +138,12 @@ class Sender:
                 receipt.about, state="counted" if receipt.state == "done" else "refused", reason=receipt.reason
             )
             self.outbox.done_transfer(about)
+
+    def _chunks_here(self, transfer: str, ranges: Sequence[Range]) -> list[int]:
+        """Give those chunks of ranges that the transfer has, in order, each once."""
+        with explained_database(self._store.home):
+            here = self.outbox.parts(transfer)
+        return sorted({index for first, length in ranges for index in range(first, first + length)} & here)
 
     async def run(self) -> None:
         """Send until cancelled."""

@@ -140,6 +140,13 @@ class Outbox:
         identifier, kind, topic, body = row
         return Item(id=identifier, kind=kind, topic=topic, transfer=transfer, index=index, body=body)
 
+    def parts(self, transfer: str) -> frozenset[int]:
+        """Give the indices of the parts of a transfer that are here."""
+        rows = self._connection.execute(
+            "SELECT position FROM outbox WHERE transfer = ? AND position IS NOT NULL", (transfer,)
+        )
+        return frozenset(index for (index,) in rows)
+
     def done(self, identifier: int) -> bool:
         """The receiver has this message; False if it was not here (any more)."""
         with self._transaction():

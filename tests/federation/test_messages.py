@@ -26,7 +26,7 @@ from agent.transport.transfer import CHUNK_BYTES
 
 id16 = st.binary(min_size=16, max_size=16)
 sha256 = st.text("0123456789abcdef", min_size=64, max_size=64)
-ranges = st.lists(st.tuples(st.integers(0, 16_384), st.integers(0, 16_384)), max_size=20)
+ranges = st.lists(st.tuples(st.integers(0, 16_384), st.integers(0, 800)), max_size=20)
 text = st.text(max_size=100)
 printable = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=64)
 manifests = st.builds(
@@ -173,6 +173,18 @@ def test_offer_in_many_small_chunks_is_refused(size: int, chunk_bytes: int, *, f
         return
     with pytest.raises(MalformedMessageError, match="more than one"):
         Offer.decode(canonical.encode(said))
+
+
+@pytest.mark.parametrize("kind", [Receipt, Want])
+def test_ranges_that_name_more_chunks_than_a_transfer_can_have_are_refused(kind: type[Receipt | Want]) -> None:
+    rest = {"about": bytes(16), "state": "missing"} if kind is Receipt else {"adapter": "a" * 64}
+    for ranges, fits in (([[0, 16_384]], True), ([[0, 16_383], [5, 2]], False), ([[0, 16_384]] * 256, False)):
+        data = canonical.encode({**rest, "missing": ranges})  # type: ignore[dict-item]
+        if fits:
+            assert kind.decode(data).missing == [(0, 16_384)]
+            continue
+        with pytest.raises(MalformedMessageError, match="16,384 chunks"):
+            kind.decode(data)
 
 
 def test_number_is_not_read_from_text() -> None:

@@ -179,6 +179,16 @@ async def test_receipt_for_something_unknown_is_taken_calmly(desk: Desk) -> None
         assert sorted(kind for kind, _body, _counter in heard) == ["chunk", "chunk", "offer"]
 
 
+async def test_receipt_that_asks_for_chunks_that_a_transfer_does_not_have_asks_for_those_it_has(desk: Desk) -> None:
+    async with desk.sending(patience=60) as (sender, store):
+        queue_update(sender, store, desk.identity)
+        await desk.hear(1)
+        sender.receipt(missing((7, 9_000)))
+        assert not sender._asked
+        sender.receipt(missing((3, 9_000), (4, 1)))
+        assert sender._asked == {TRANSFER.hex(): [3, 4]}
+
+
 async def test_sending_goes_on_after_the_broker_was_away(desk: Desk) -> None:
     async with desk.sending(patience=0.02) as (sender, store):
         desk.broker.go_down()
