@@ -427,6 +427,7 @@ class Device:
             self._save_status()
         if state.connected:
             self._sender.wake()
+            self._fetcher.begin_anew()
             self._something_happened.set()
 
     # --- hearing -----------------------------------------------------------------------------------------------
@@ -473,6 +474,7 @@ class Device:
         known = self._store.announcement
         if self._store.save_announcement(announcement):
             self._something_happened.set()
+            self._fetcher.begin_anew()
             if known is not None and announcement.forgets(known):
                 self._store.forget_rounds(announcement.round)
                 self._events.say(

@@ -21,6 +21,7 @@ from agent.errors import (
 )
 from agent.federation.messages import Chunk, Manifest, Offer, Want
 from agent.federation.sealing import adapter_info, check_of
+from agent.federation.sending import MAX_PATIENCE
 from agent.llm.adapter import from_bytes
 from agent.paths import BlobStore, write_atomically
 from agent.transport.transfer import DamagedChunksError, IncomingTransfer, TransferStore
@@ -55,6 +56,7 @@ class Fetcher:
         self._keys: dict[bytes, tuple[bytes, bytes]] = {}  # of each transfer, as it was sealed and opened
         self._arrived = asyncio.Event()
         self._received = 0
+        self._silences = 0  # waits in which nothing came, one after the other
 
     def want(self, manifest: Manifest, *, have: Iterable[str] = ()) -> Want:
         """Say what to ask the hub for: everything, or the chunks that are still missing.
@@ -94,15 +96,31 @@ class Fetcher:
                 transfer.discard()
 
     async def wait(self, sha256: str, *, patience: float) -> None:
-        """Wait until an adapter is here, or nothing has come for ``patience`` seconds."""
+        """Wait until an adapter is here, or nothing has come for a while.
+
+        Whoever asks after each wait does not fill the queue of a hub that is away: each is twice as long as the one
+        before, up to five minutes, until something comes or :meth:`begin_anew`.
+
+        Args:
+            sha256: hex, of the adapter.
+            patience: seconds of the first wait.
+        """
         while not self._blobs.has(sha256):
             before = self._received
             self._arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
+            try:
+                async with asyncio.timeout(min(patience * 2.0 ** min(self._silences, 30), MAX_PATIENCE)):
                     await self._arrived.wait()
+            except TimeoutError:
+                self._silences += 1
             if self._received == before:
                 return
+
+    def begin_anew(self) -> None:
+        """The broker or the hub is back: a wait that has grown ends, and the next ones are short again."""
+        if self._silences:
+            self._silences = 0
+            self._arrived.set()
 
     def offered(self, offer: Offer) -> None:
         """Take in an offer. Another form of the same adapter takes the place of one that was under way.
@@ -145,6 +163,7 @@ class Fetcher:
 
     def _came(self) -> None:
         self._received += 1
+        self._silences = 0
         self._arrived.set()
 
     def _finish(self, offer: Offer, transfer: IncomingTransfer) -> None:

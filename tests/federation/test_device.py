@@ -16,6 +16,7 @@ from agent.crypto.identity import Identity
 from agent.data.sources import survey
 from agent.events import Events
 from agent.federation.device import Device
+from agent.federation.fetching import Fetcher
 from agent.federation.store import DeviceStore, open_device_store
 from agent.paths import Home
 from agent.service import add_source
@@ -92,6 +93,27 @@ async def test_candidate_whose_loss_is_no_number_is_judged_as_the_worst_there_is
         (verdict,) = hub.verdicts_of(1).values()
         assert (verdict.before, verdict.after) == (2.0, 1000.0)
         assert store.adopted() == (0, hub.current().manifest.sha256)
+
+
+async def test_waits_for_an_adapter_are_short_again_after_a_new_connection_and_a_new_word_of_the_hub(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew: list[int] = []
+    async with world.hub():
+        home = await join(world, tmp_path / "ada")
+    async with running(world, home, Losses()) as (_store, heard):
+        await heard.until("fetching")
+        monkeypatch.setattr(Fetcher, "begin_anew", lambda _self: anew.append(1))
+        links, words = len(heard.all("link")), len(heard.all("announcement"))
+        world.broker.go_down()
+        await heard.until("link", links + 1)
+        assert not anew
+        world.broker.come_back()
+        await heard.until("link", links + 2)
+        assert len(anew) == 1
+        async with world.hub():
+            await heard.until("announcement", words + 1)
+            assert len(anew) > 1
 
 
 async def test_rejected_candidates_do_not_pile_up_on_the_disk(world: World, tmp_path: Path) -> None:

@@ -110,6 +110,42 @@ def test_adapter_is_kept_once_it_is_whole_in_any_order_of_its_chunks(desk: Desk)
     assert list(desk.directory.iterdir()) == []
 
 
+async def test_each_wait_in_which_nothing_comes_is_longer_until_something_does_or_the_hub_is_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetcher, made, waits = desk.fetcher(), desk.delivery(), []
+    timeout = asyncio.timeout
+
+    def at_once(seconds: float) -> asyncio.Timeout:
+        waits.append(seconds)
+        return timeout(0)
+
+    async def waited(count: int) -> list[float]:
+        waits.clear()
+        for _ in range(count):
+            await fetcher.wait(made.manifest.sha256, patience=15)
+        return waits
+
+    monkeypatch.setattr("agent.federation.fetching.asyncio.timeout", at_once)
+    fetcher.want(made.manifest)
+    assert await waited(7) == [15, 30, 60, 120, 240, 300, 300]
+    fetcher.offered(made.offer)
+    assert await waited(2) == [15, 30]
+    fetcher.begin_anew()
+    assert await waited(2) == [15, 30]
+
+
+async def test_wait_that_has_grown_ends_when_the_hub_is_back(desk: Desk) -> None:
+    fetcher, made = desk.fetcher(), desk.delivery()
+    fetcher.want(made.manifest)
+    await fetcher.wait(made.manifest.sha256, patience=0.01)
+    waiting = asyncio.create_task(fetcher.wait(made.manifest.sha256, patience=300))
+    await asyncio.sleep(0)
+    fetcher.begin_anew()
+    async with asyncio.timeout(10):
+        await waiting
+
+
 def test_after_a_restart_only_what_is_missing_is_asked_for(desk: Desk) -> None:
     fetcher, made = desk.fetcher(), desk.delivery()
     fetcher.want(made.manifest)
