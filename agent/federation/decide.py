@@ -27,6 +27,7 @@ class Situation:
         judged: hashes of the candidates whose verdict was put into the outbox.
         has_text: the owner has given text, with consent.
         training_allowed: what the governor says; ``reason`` when it says no.
+        orphaned: hash of a release that a hub made and forgot, since it was restored from a backup; empty for none.
         device: this device's id, and the community's: what its lot in a draw is made of.
     """
 
@@ -39,6 +40,7 @@ class Situation:
     has_text: bool
     training_allowed: bool = True
     reason: str = ""
+    orphaned: str = ""
     device: str = ""
     community: str = ""
 
@@ -71,7 +73,7 @@ class Adopt:
     """Take a release into use, if it is not worse on held-out text.
 
     Attributes:
-        anyway: the release in use was withdrawn: this one takes its place without being compared with it.
+        anyway: the release in use was withdrawn or orphaned: this one takes its place without being compared with it.
     """
 
     release: Manifest
@@ -100,7 +102,7 @@ def next_action(now: Situation) -> Action:
     if release.sha256 not in now.here:
         return Fetch(release)
     in_use = now.adopted is not None and now.adopted[1] == release.sha256
-    withdrawn = now.adopted is not None and seen.withdraws(now.adopted[0])
+    withdrawn = now.adopted is not None and (seen.withdraws(now.adopted[0]) or now.adopted[1] == now.orphaned)
     if not in_use and (withdrawn or release.sha256 not in now.declined):
         return Adopt(release, anyway=withdrawn)
     if not now.has_text:

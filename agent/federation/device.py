@@ -146,6 +146,7 @@ class Device:
         return Situation(
             announcement=announcement,
             adopted=self._store.adopted(),
+            orphaned=self._store.orphaned,
             declined=self._store.declined(),
             here={manifest.sha256 for manifest in manifests if manifest and self._blobs.has(manifest.sha256)},
             sent_round=self._store.last_round(),
@@ -475,14 +476,14 @@ class Device:
         if self._store.save_announcement(announcement):
             self._something_happened.set()
             self._fetcher.begin_anew()
-            if known is not None and announcement.forgets(known):
-                self._store.forget_rounds(announcement.round)
+            forgot = known is not None and announcement.forgets(known)
+            if forgot:
                 self._events.say(
                     "hub-forgot", f"the hub lost its memory of round {announcement.round} and what came after"
                 )
             late = self._membership.charter.rounds.max_staleness
             current = self._training
-            if current and not goes_on(current.round, current.start, announcement, max_staleness=late):
+            if current and (forgot or not goes_on(current.round, current.start, announcement, max_staleness=late)):
                 self._stop_training.set()
             self._events.context["round"] = announcement.round
             self._events.say(

@@ -230,12 +230,35 @@ class DeviceStore:
         return None if raw is None else Announcement.decode(raw)
 
     def save_announcement(self, announcement: Announcement) -> bool:
-        """Keep the hub's word, unless a newer one is known already."""
+        """Keep the hub's word, unless a newer one is known already.
+
+        Where it says that the hub lost its memory of the last one, what depends on that is forgotten here too.
+        """
         known = self.announcement
         if known is not None and known.sequence >= announcement.sequence:
             return False
-        self.set_fact("announcement", announcement.encode())
+        with self.transaction() as connection:
+            if known is not None and announcement.forgets(known):
+                self._forget_with_the_hub(announcement)
+            _set_fact(connection, "announcement", announcement.encode())
         return True
+
+    def _forget_with_the_hub(self, announcement: Announcement) -> None:
+        """Forget what the hub does not remember: updates, and what they left over; the release in use may be orphaned.
+
+        A hub that lost its memory gives numbers again, so they no longer say which release came from which. A release
+        that is known here by its hash was there before, and what is in use was compared with it.
+        """
+        self.connection.execute("DELETE FROM rounds WHERE round >= ?", (announcement.round,))
+        self.connection.execute("DELETE FROM residuals")
+        known = {row.sha256 for row in self.releases()}
+        if (adopted := self.adopted()) is not None and announcement.release.sha256 not in known:
+            _set_fact(self.connection, "orphaned", adopted[1].encode())
+
+    @property
+    def orphaned(self) -> str:
+        """Hex SHA-256 of a release that the hub may not remember; empty for none."""
+        return (self.fact("orphaned") or b"").decode()
 
     def save_status(self, status: dict[str, object]) -> None:
         """Keep what the daemon does now, for `bramble status`."""
@@ -348,11 +371,6 @@ class DeviceStore:
         self.connection.execute("DELETE FROM moments WHERE factors = ?", (factors,))
         if sha256 is not None:
             self.connection.execute("INSERT INTO moments VALUES (?, ?)", (factors, sha256))
-
-    def forget_rounds(self, first: int) -> None:
-        """Forget the updates made for a round and all after it: the hub does not remember them either."""
-        with self.transaction() as connection:
-            connection.execute("DELETE FROM rounds WHERE round >= ?", (first,))
 
     def add_verdict(self, candidate: str, *, number: int, about: bytes, before: float, after: float) -> None:
         """Remember a verdict in the same transaction that queues it (call inside :meth:`transaction`)."""

@@ -120,6 +120,15 @@ def test_device_that_was_away_during_a_rollback_leaves_the_withdrawn_release_too
     assert next_action(replace(back, adopted=(8, "c" * 64))) == Adopt(later)
 
 
+def test_device_leaves_a_release_that_a_restored_hub_does_not_remember_though_its_number_was_given_again() -> None:
+    later = RELEASE.model_copy(update={"number": 9})
+    back = replace(READY, announcement=announced("open", release=later), adopted=(8, "c" * 64))
+    assert next_action(replace(back, orphaned="c" * 64)) == Adopt(later, anyway=True)
+    assert next_action(replace(back, orphaned="d" * 64)) == Adopt(later)
+    in_use = replace(back, adopted=(9, later.sha256), orphaned=later.sha256)
+    assert isinstance(next_action(in_use), Train)
+
+
 @pytest.mark.parametrize(
     ("seen", "max_staleness", "worth"),
     [

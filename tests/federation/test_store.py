@@ -51,6 +51,32 @@ def test_older_word_of_the_hub_never_replaces_a_newer_one(store: DeviceStore) ->
     assert store.announcement == announcement(6, number=2)
 
 
+def test_with_a_hub_that_lost_its_memory_what_it_does_not_remember_is_forgotten(store: DeviceStore) -> None:
+    left_over = Residual(factors="both", sha256="e" * 64, release=4, start="b" * 64, transfer="t")
+    store.save_release(manifest("a", 3), adopt=True)
+    store.save_release(manifest("b", 4), adopt=True)
+    with store.transaction():
+        for number in (4, 5, 6):
+            store.add_round(RoundRecord(round=number, transfer=f"t{number}", update_id="u", wire_bytes=1, fp32_bytes=1))
+        store.replace_residual("both", left_over)
+    store.save_announcement(announcement(50, number=6))
+    restarted = announcement(60, number=6).model_copy(update={"release": manifest("c", 5), "forgotten": [(50, 60)]})
+    assert store.save_announcement(restarted)
+    assert (store.last_round(), store.residual("both"), store.orphaned) == (6, left_over, "")
+    restored = restarted.model_copy(update={"sequence": 80, "round": 5, "forgotten": [(55, 80)]})
+    assert store.save_announcement(restored)
+    assert (store.last_round(), store.residual("both"), store.orphaned) == (4, None, "b" * 64)
+
+
+def test_release_that_is_known_here_orphans_nothing_though_the_hub_lost_its_memory(store: DeviceStore) -> None:
+    store.save_release(manifest("a", 3), adopt=True)
+    store.save_release(manifest("b", 4), adopt=False)
+    store.save_announcement(announcement(50))
+    restored = announcement(80).model_copy(update={"release": manifest("b", 4), "forgotten": [(40, 80)]})
+    assert store.save_announcement(restored)
+    assert store.orphaned == ""
+
+
 def test_newest_adopted_release_is_in_use_and_declined_ones_are_remembered(store: DeviceStore) -> None:
     assert store.adopted() is None
     store.save_release(manifest("a", 0), adopt=True)
