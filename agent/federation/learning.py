@@ -178,7 +178,7 @@ async def learn(
             ConsentBook(store.connection).require(sources)
             queue_transfer(Outbox(store.connection), Topics(membership.community), device, packed.offer, packed.chunks)
             store.add_round(record)
-            store.replace_residual(factors, left_over)
+            store.replace_residual(factors, left_over, record.transfer)
             store.replace_moments(factors, moments)
     except ConsentMissingError:
         for made in (trained_id, moments, left_over and left_over.sha256):

@@ -76,8 +76,22 @@ def _moments(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals, _moments)
+def _residuals_taken_up(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE residuals_before (
+            factors TEXT NOT NULL, sha256 TEXT NOT NULL, release INTEGER NOT NULL, start TEXT NOT NULL,
+            transfer TEXT NOT NULL,       -- as in residuals
+            successor TEXT PRIMARY KEY    -- hex id of the update that took it up, which is not counted yet
+        ) STRICT"""
+    )
+
+
+MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals, _moments, _residuals_taken_up)
 """Each takes the schema one version further; ``PRAGMA user_version`` counts them."""
+
+
+_RESIDUAL = "factors, sha256, release, start, transfer"
+"""The columns of what an update left over."""
 
 
 class Membership(BaseModel):
@@ -250,7 +264,7 @@ class DeviceStore:
         that is known here by its hash was there before, and what is in use was compared with it.
         """
         self.connection.execute("DELETE FROM rounds WHERE round >= ?", (announcement.round,))
-        self.connection.execute("DELETE FROM residuals")
+        self._forget_residuals()
         known = {row.sha256 for row in self.releases()}
         if (adopted := self.adopted()) is not None and announcement.release.sha256 not in known:
             _set_fact(self.connection, "orphaned", adopted[1].encode())
@@ -337,24 +351,35 @@ class DeviceStore:
 
     def residual(self, factors: Factors) -> Residual | None:
         """Give what the last update that trained these factors left over, unless the hub refused that update."""
-        query = "SELECT factors, sha256, release, start, transfer FROM residuals WHERE factors = ?"
+        query = f"SELECT {_RESIDUAL} FROM residuals WHERE factors = ?"  # noqa: S608 (ours)
         with explained_database(self.home):
             row = self.connection.execute(query, (factors,)).fetchone()
-        names = ("factors", "sha256", "release", "start", "transfer")
-        return None if row is None else Residual.model_validate(dict(zip(names, row, strict=True)))
+        return None if row is None else Residual.model_validate(dict(zip(_RESIDUAL.split(", "), row, strict=True)))
 
     def kept_blobs(self) -> frozenset[str]:
-        """Hashes of the blobs that later rounds go on with: what is left over, and moments."""
+        """Hashes of the blobs that later rounds go on with, or may: what is or was left over, and moments."""
+        tables = ("residuals", "residuals_before", "moments")
+        query = " UNION ".join(f"SELECT sha256 FROM {table}" for table in tables)  # noqa: S608 (ours)
         with explained_database(self.home):
-            rows = self.connection.execute("SELECT sha256 FROM residuals UNION SELECT sha256 FROM moments").fetchall()
+            rows = self.connection.execute(query).fetchall()
         return frozenset(str(row[0]) for row in rows)
 
-    def replace_residual(self, factors: Factors, residual: Residual | None) -> None:
+    def replace_residual(self, factors: Factors, residual: Residual | None, transfer: str) -> None:
         """Put what an update left over in the place of what it took up, in the transaction that queues the update.
 
         So the old one is added to exactly one update, wherever the device is killed: before, it is still there and
-        nothing is queued; after, it is gone and part of what is queued (call inside :meth:`transaction`).
+        nothing is queued; after, it is part of what is queued, and comes back only if that is refused
+        (call inside :meth:`transaction`).
+
+        Args:
+            factors: which ones the update trained.
+            residual: what it left over, if anything.
+            transfer: hex id under which the update travels.
         """
+        self.connection.execute(
+            f"INSERT INTO residuals_before SELECT {_RESIDUAL}, ? FROM residuals WHERE factors = ?",  # noqa: S608 (ours)
+            (transfer, factors),
+        )
         self.connection.execute("DELETE FROM residuals WHERE factors = ?", (factors,))
         if residual is not None:
             values = (residual.factors, residual.sha256, residual.release, residual.start, residual.transfer)
@@ -388,7 +413,7 @@ class DeviceStore:
 
         What updates left over and the optimiser's moments come from the same text, so they are forgotten too.
         """
-        self.connection.execute("DELETE FROM residuals")
+        self._forget_residuals()
         self.connection.execute("DELETE FROM moments")
         waiting = Outbox(self.connection)
         for record in self.rounds():
@@ -399,14 +424,38 @@ class DeviceStore:
     def settle(self, about: bytes, *, state: Literal["counted", "refused"], reason: str = "") -> None:
         """Write down what the hub said of an update or a verdict (call inside :meth:`transaction`).
 
-        What a refused update left over is forgotten: it is what remains once the rest was merged, and it was not.
+        What a refused update left over is forgotten: it is what remains once the rest was merged, and it was not. What
+        it had taken up is there again. Once it is counted, that is forgotten.
         """
-        if state == "refused":
-            self.connection.execute("DELETE FROM residuals WHERE transfer = ?", (about.hex(),))
+        if state == "counted":
+            self.connection.execute("DELETE FROM residuals_before WHERE successor = ?", (about.hex(),))
+        else:
+            self._restore_residual(about.hex())
         self.connection.execute(
             "UPDATE rounds SET state = ?, reason = ? WHERE transfer = ?", (state, reason, about.hex())
         )
         self.connection.execute("UPDATE verdicts SET state = ? WHERE about = ?", (state, about.hex()))
+
+    def _restore_residual(self, refused: str) -> None:
+        """Forget what a refused update left over, and put what it had taken up in the place of that.
+
+        If a later update has taken up what is forgotten, that place is before it: there again if it is refused too.
+        """
+        self.connection.execute("DELETE FROM residuals WHERE transfer = ?", (refused,))
+        query = "SELECT successor FROM residuals_before WHERE transfer = ?"
+        later = self.connection.execute(query, (refused,)).fetchone()
+        if later is not None:
+            self.connection.execute("DELETE FROM residuals_before WHERE transfer = ?", (refused,))
+            move = "UPDATE residuals_before SET successor = ? WHERE successor = ?"
+            self.connection.execute(move, (later[0], refused))
+            return
+        back = f"INSERT OR IGNORE INTO residuals SELECT {_RESIDUAL} FROM residuals_before WHERE successor = ?"  # noqa: S608
+        self.connection.execute(back, (refused,))
+        self.connection.execute("DELETE FROM residuals_before WHERE successor = ?", (refused,))
+
+    def _forget_residuals(self) -> None:
+        self.connection.execute("DELETE FROM residuals")
+        self.connection.execute("DELETE FROM residuals_before")
 
 
 def _set_fact(connection: sqlite3.Connection, key: str, value: bytes) -> None:

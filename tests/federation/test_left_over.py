@@ -83,7 +83,34 @@ async def test_killed_while_an_update_is_queued_it_is_taken_up_exactly_once(
     after = desk.left_over()
     assert flat(desk.sent(2)).any()
     assert after.to_bytes() != before
-    assert not desk.blobs.has(hashlib.sha256(before).hexdigest())
+    assert hashlib.sha256(before).hexdigest() in desk.store.kept_blobs()  # until the hub has counted the update
+    desk.settle(2, "counted")
+    assert hashlib.sha256(before).hexdigest() not in desk.store.kept_blobs()
+
+
+async def test_what_a_refused_update_had_taken_up_is_taken_up_again(desk: Desk) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "counted")
+    before = desk.left_over().to_bytes()
+    await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
+    sent = flat(desk.sent(2))
+    desk.settle(2, "refused")
+    assert desk.left_over().to_bytes() == before
+    await desk.learn(3, start=NEXT, release=2, delta=NOTHING)
+    np.testing.assert_array_equal(np.flatnonzero(flat(desk.sent(3))), np.flatnonzero(sent))
+
+
+async def test_what_two_updates_in_a_row_had_taken_up_is_there_again_if_both_are_refused(desk: Desk) -> None:
+    await desk.learn(1, start=START, delta=DELTA)
+    desk.settle(1, "counted")
+    before = desk.left_over().to_bytes()
+    await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
+    await desk.learn(3, start=NEXT, release=2, delta=NOTHING)
+    third = desk.left_over().to_bytes()
+    desk.settle(2, "refused")
+    assert desk.left_over().to_bytes() == third
+    desk.settle(3, "refused")
+    assert desk.left_over().to_bytes() == before
 
 
 async def test_what_a_refused_update_left_over_is_forgotten(desk: Desk) -> None:
@@ -126,7 +153,7 @@ async def test_a_residual_that_cannot_be_used_is_left_out_and_the_round_goes_on(
     else:
         other = desk.blobs.put(random_adapter(rank=8, seed=3, shapes={min(SMALL_SHAPES): (12, 20)}).to_bytes())
         with desk.store.transaction():
-            desk.store.replace_residual("both", kept.model_copy(update={"sha256": other}))
+            desk.store.replace_residual("both", kept.model_copy(update={"sha256": other}), "another")
     await desk.learn(2, start=NEXT, release=2, delta=NOTHING)
     assert not flat(desk.sent(2)).any()
 

@@ -58,7 +58,7 @@ def test_with_a_hub_that_lost_its_memory_what_it_does_not_remember_is_forgotten(
     with store.transaction():
         for number in (4, 5, 6):
             store.add_round(RoundRecord(round=number, transfer=f"t{number}", update_id="u", wire_bytes=1, fp32_bytes=1))
-        store.replace_residual("both", left_over)
+        store.replace_residual("both", left_over, "t")
     store.save_announcement(announcement(50, number=6))
     restarted = announcement(60, number=6).model_copy(update={"release": manifest("c", 5), "forgotten": [(50, 60)]})
     assert store.save_announcement(restarted)
@@ -157,14 +157,15 @@ def test_residual_is_kept_for_the_factors_it_belongs_to_until_its_update_is_refu
     }
     with store.transaction():
         for residual in kept.values():
-            store.replace_residual(residual.factors, residual)
+            store.replace_residual(residual.factors, residual, residual.transfer)
     assert (store.residual("a"), store.residual("b"), store.residual("both")) == (kept["a"], kept["b"], None)
     with store.transaction():
         store.settle(bytes.fromhex("a" * 32), state="refused", reason="norm")
         store.settle(bytes.fromhex("b" * 32), state="counted")
     assert store.kept_blobs() == {"b" * 64}
     with store.transaction():
-        store.replace_residual("b", None)
+        store.replace_residual("b", None, "c" * 32)
+        store.settle(bytes.fromhex("c" * 32), state="counted")
     assert store.kept_blobs() == frozenset()
 
 
