@@ -52,7 +52,9 @@ def hub() -> None:
 )
 @click.option("--quorum", type=click.IntRange(1), default=2, show_default=True, help="Updates a round needs at least.")
 @click.option(
-    "--target", type=click.IntRange(1), default=3, show_default=True, help="Updates that end a round at once."
+    "--target",
+    type=click.IntRange(1),
+    help="Updates that end a round at once. [default: as many as are --wanted, or 3]",
 )
 @click.option("--collect", type=DURATION, default="1h", show_default=True, help="How long a round collects updates.")
 @click.option("--trial", type=DURATION, default="10m", show_default=True, help="How long devices may try a candidate.")
@@ -151,7 +153,7 @@ def init(home: Home, **options: Any) -> None:
                 max_staleness=options["max_staleness"],
                 staleness_power=options["staleness_power"],
                 quorum=options["quorum"],
-                target=max(options["target"], options["quorum"]),
+                target=max(options["target"] or options["wanted"] or 3, options["quorum"]),
                 collect_seconds=options["collect"],
                 trial_seconds=options["trial"],
             ),

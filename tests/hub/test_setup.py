@@ -93,6 +93,18 @@ def test_devices_keep_moments_where_the_rule_leaves_the_factors_what_they_are(
         assert store.config.charter.training.moments == moments
 
 
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [((), 3), (("--wanted", 10), 10), (("--wanted", 10, "--target", 4), 4), (("--wanted", 1), 2), (("--quorum", 5), 5)],
+)
+def test_a_round_ends_with_as_many_updates_as_devices_were_wanted_for_it(
+    tmp_path: Path, tiny_q8: Path, options: tuple[object, ...], target: int
+) -> None:
+    init_hub(tmp_path / "hub", "--base", tiny_q8, *options)
+    with open_store(Home(tmp_path / "hub")) as store:
+        assert store.config.charter.rounds.target == target
+
+
 def test_a_merge_rule_that_is_not_installed_is_refused_with_those_that_are(tmp_path: Path, tiny_q8: Path) -> None:
     with pytest.raises(MergeError, match=r"no merge rule 'magic' \(installed: .*stack"):
         init_hub(tmp_path / "hub", "--base", tiny_q8, "--merge-rule", "magic")
