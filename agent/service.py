@@ -281,6 +281,7 @@ def device_status(home: Home) -> dict[str, object]:
             "community": membership.charter.name,
             "broker": without_credentials(membership.broker),
             "connected_to": (status.get("connected_to") if running else None) or None,
+            **({"not_arriving": status["not_arriving"]} if running and status.get("not_arriving") else {}),
             "base": str(membership.base),
             "release": adopted[0] if adopted else None,
             "round": seen.round if seen else None,

@@ -46,6 +46,13 @@ RETRY_SECONDS = (5.0, 300.0)
 CONSENT_SECONDS = 2.0
 """How soon training stops after its text was withdrawn."""
 
+NOT_ARRIVING = (
+    "the broker takes what this device sends, and the hub asks for the same again and again. The broker may drop it "
+    "without a word: its operator should let messages of 96 KiB through (mosquitto: message_size_limit) and look at "
+    "this device's right to publish."
+)
+"""What to say where chunks get nowhere."""
+
 LOOK_AGAIN_SECONDS = 30.0
 """How often a waiting device looks whether its owner has added text."""
 
@@ -93,6 +100,7 @@ class Device:
             topics=self._topics,
             community=self._community,
             patience=settings.resend_seconds,
+            stalled=lambda stalled: self._stalled(stalled=stalled),
             refused=lambda error: self._events.say("publish-refused", f"{error} {error.advice}", code=error.code),
         )
         self._fetcher = Fetcher(
@@ -104,6 +112,7 @@ class Device:
         self._told = ("", "")
         self._is_ready = False
         self._broker = ""
+        self._not_arriving = ""
         self._training: Train | None = None
         self._stop_training = asyncio.Event()
 
@@ -399,8 +408,21 @@ class Device:
     def _save_status(self) -> None:
         state, reason = self._told
         self._store.save_status(
-            {"state": state, "reason": reason, "since": int(time.time()), "connected_to": self._broker}
+            {
+                "state": state,
+                "reason": reason,
+                "since": int(time.time()),
+                "connected_to": self._broker,
+                "not_arriving": self._not_arriving,
+            }
         )
+
+    def _stalled(self, *, stalled: bool) -> None:
+        """What this device sends gets nowhere, or gets there again."""
+        self._not_arriving = NOT_ARRIVING if stalled else ""
+        self._save_status()
+        words = NOT_ARRIVING if stalled else "what this device sends reaches the hub again"
+        self._events.say("not-arriving" if stalled else "arriving", words)
 
     def _progress(self, progress: Progress) -> None:
         now = time.monotonic()

@@ -26,6 +26,9 @@ from agent.transport.outbox import Item, NewItem, Outbox
 from agent.transport.topics import Topics
 
 MAX_PATIENCE = 300.0
+TOO_OFTEN = 3
+"""After chunks were sent so often, and the hub still asks for all of them, something on the way swallows them."""
+
 AT_ONCE = 8
 """Chunks read from the disk and handed to the link together."""
 
@@ -40,10 +43,11 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """The chunks of a transfer that were sent last, and until when they may be on their way."""
+    """The chunks of a transfer that were sent last, until when they may be on their way, and how often in a row."""
 
     indices: frozenset[int]
     until: float
+    times: int
 
 
 def queue_transfer(outbox: Outbox, topics: Topics, device: str, offer: Offer, chunks: Iterable[Chunk]) -> None:
@@ -68,6 +72,8 @@ class Sender:
         community: its 16-byte id.
         patience: seconds to wait for a receipt at first; doubled each time, up to five minutes.
         clock: monotonic seconds.
+        stalled: told when the chunks of a transfer do not arrive, however often they are sent, and when they do again.
+            A broker of MQTT 3.1.1 drops without a word what is larger than it likes, or what this user may not say.
         refused: told when the broker refuses a message. It stays here and is sent again later, as after a loss: a quota
             may be free by then, or a right granted.
     """
@@ -82,8 +88,11 @@ class Sender:
         community: bytes,
         patience: float,
         clock: Callable[[], float] = time.monotonic,
+        stalled: Callable[[bool], None] = lambda _stalled: None,
         refused: Callable[[BrokerRefusedError], None] = lambda _error: None,
     ) -> None:
+        self._tell_stalled = stalled
+        self._stalled: set[str] = set()
         self._refused = refused
         self._store = store
         self._identity = identity
@@ -130,14 +139,24 @@ class Sender:
             if sent is None or not sent.indices.issuperset(asked) or sent.until <= self._clock():
                 self._asked[about] = asked
                 self._wake.set()
+                nothing_came = sent is not None and sent.indices.issubset(asked)
+                self._note_stalled(about, stalled=nothing_came and sent is not None and sent.times >= TOO_OFTEN)
             return
         self._asked.pop(about, None)
         self._sent.pop(about, None)
+        self._note_stalled(about, stalled=False)
         with self._store.transaction():
             self._store.settle(
                 receipt.about, state="counted" if receipt.state == "done" else "refused", reason=receipt.reason
             )
             self.outbox.done_transfer(about)
+
+    def _note_stalled(self, transfer: str, *, stalled: bool) -> None:
+        """Tell when transfers begin to get nowhere, and when none does any more."""
+        before = bool(self._stalled)
+        (self._stalled.add if stalled else self._stalled.discard)(transfer)
+        if bool(self._stalled) != before:
+            self._tell_stalled(stalled)
 
     def _chunks_here(self, transfer: str, ranges: Sequence[Range]) -> list[int]:
         """Give those chunks of ranges that the transfer has, in order, each once."""
@@ -160,6 +179,8 @@ class Sender:
         openings = self._openings()
         here = {item.id for item in openings}
         self._waiting = {identifier: waiting for identifier, waiting in self._waiting.items() if identifier in here}
+        for transfer in self._stalled.difference(item.transfer for item in openings):  # taken back meanwhile
+            self._note_stalled(transfer, stalled=False)
         for item in openings:
             waiting = self._waiting.setdefault(item.id, _Waiting(due=0.0, patience=self._patience))
             if waiting.due > self._clock():
@@ -189,7 +210,8 @@ class Sender:
             if item.transfer == transfer and waiting is not None:
                 patience = waiting.patience if again else self._patience
                 self._waiting[item.id] = _Waiting(due=self._clock() + patience, patience=patience)
-                self._sent[transfer] = _Sent(indices, until=self._clock() + patience)
+                times = 1 + (before.times if again and before is not None else 0)
+                self._sent[transfer] = _Sent(indices, until=self._clock() + patience, times=times)
 
     async def _send_parts(self, transfer: str, indices: Sequence[int]) -> None:
         with explained_database(self._store.home):

@@ -18,8 +18,8 @@ from agent.events import Events
 from agent.federation.device import Device
 from agent.federation.fetching import Fetcher
 from agent.federation.store import DeviceStore, open_device_store
-from agent.paths import Home
-from agent.service import add_source
+from agent.paths import Home, exclusive
+from agent.service import add_source, device_status
 from agent.settings import DeviceSettings
 from agent.training.job import EvaluateJob
 from agent.training.process import Workers
@@ -61,7 +61,9 @@ async def join(world: World, directory: Path) -> Home:
 
 
 @contextlib.asynccontextmanager
-async def running(world: World, home: Home, losses: Losses) -> AsyncIterator[tuple[DeviceStore, Heard]]:
+async def running(
+    world: World, home: Home, losses: Losses, link: type[MemoryLink] = MemoryLink
+) -> AsyncIterator[tuple[DeviceStore, Heard]]:
     """Run a device while the context lasts, and look that it did not end by itself."""
     heard, identity = Heard(), Identity.load(home.keys)
     with open_device_store(home) as store:
@@ -69,7 +71,7 @@ async def running(world: World, home: Home, losses: Losses) -> AsyncIterator[tup
             store=store,
             identity=identity,
             settings=DeviceSettings(resend_seconds=0.2, personal_adapter=False),
-            link=MemoryLink(broker=world.broker, client_id=identity.id, username=identity.id),
+            link=link(broker=world.broker, client_id=identity.id, username=identity.id),
             events=Events(quiet=True, listeners=[heard]),
             workers=losses.workers(),
         )
@@ -114,6 +116,27 @@ async def test_waits_for_an_adapter_are_short_again_after_a_new_connection_and_a
         async with world.hub():
             await heard.until("announcement", words + 1)
             assert len(anew) > 1
+
+
+async def test_broker_that_drops_chunks_without_a_word_is_told_of_in_an_event_and_the_status(
+    world: World, tmp_path: Path
+) -> None:
+    swallowing = True
+
+    class Swallowing(MemoryLink):
+        async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+            if not (swallowing and topic.endswith("/chunk")):
+                await super().publish(topic, payload, retain=retain)
+
+    async with world.hub():
+        home = await join(world, tmp_path / "ada")
+        async with running(world, home, Losses(), Swallowing) as (_store, heard):
+            await heard.until("not-arriving")
+            with exclusive(home):
+                assert "message_size_limit" in str(device_status(home)["not_arriving"])
+                swallowing = False
+                await heard.until("arriving")
+                assert "not_arriving" not in device_status(home)
 
 
 async def test_rejected_candidates_do_not_pile_up_on_the_disk(world: World, tmp_path: Path) -> None:

@@ -272,6 +272,43 @@ async def test_a_hub_that_asks_for_the_same_again_is_given_more_time_until_somet
             assert [await offered_after((3, 2)) for _ in range(2)] == [10, 20]
 
 
+async def test_chunks_that_do_not_arrive_however_often_they_are_sent_are_told_until_one_does(desk: Desk) -> None:
+    now, told = 0.0, []
+    async with MemoryLink(broker=desk.broker, client_id="device", username=desk.identity.id) as link:
+        with open_device_store(desk.home) as store:
+            sender = Sender(
+                store=store,
+                identity=desk.identity,
+                link=link,
+                topics=TOPICS,
+                community=COMMUNITY,
+                patience=10,
+                clock=lambda: now,
+                stalled=told.append,
+            )
+            queue_update(sender, store, desk.identity)
+
+            async def answered(receipt: Receipt) -> list[bool]:
+                """Send, give the hub its time and let it answer; give what was told so far."""
+                nonlocal now
+                await sender._offer_due()
+                await sender._send_asked()
+                now += sender._until_due() or 0.0
+                sender.receipt(receipt)
+                return told
+
+            assert await answered(missing((0, 5))) == []
+            assert await answered(missing((0, 5))) == []
+            assert await answered(missing((0, 5))) == []
+            assert await answered(missing((0, 5))) == [True]
+            assert await answered(missing((0, 5))) == [True]
+            assert await answered(missing((0, 4))) == [True, False]
+            for _ in range(3):
+                await answered(missing((0, 4)))
+            assert told == [True, False, True]
+            assert await answered(Receipt(about=TRANSFER, state="refused", reason="too-late")) == [True, False] * 2
+
+
 class Refusing(MemoryLink):
     """A link whose broker refuses some publishes, as MQTT 5 lets it: rights, quotas."""
 
