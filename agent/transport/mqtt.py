@@ -381,7 +381,10 @@ class MqttLink:
         filters, presence = list(self._filters), client.presence
         with contextlib.suppress(NetworkError):
             if presence is not None:
-                await self.publish(presence.topic, presence.birth, retain=True)
+                try:
+                    await self.publish(presence.topic, presence.birth, retain=True)
+                except BrokerRefusedError as error:  # which is no reason to hear nothing
+                    self._tell(LinkState(connected=True, reason=str(error), broker=client.address.shown))
             for start in range(0, len(filters), _FILTERS_A_PACKET):
                 if await self._ask_for(client, filters[start : start + _FILTERS_A_PACKET]) is False:
                     reason = "the broker took back the right to read some topics"

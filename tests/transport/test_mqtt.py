@@ -13,7 +13,7 @@ import pytest
 from agent.errors import BrokerRefusedError, BrokerUnreachableError, PlaintextRefusedError
 from agent.transport import mqtt as module
 from agent.transport import paho_client
-from agent.transport.link import LinkState
+from agent.transport.link import LinkState, Presence
 from agent.transport.mqtt import MqttLink, Version
 from tests.transport.brokers import embedded, free_port, mosquitto
 from tests.transport.conftest import FAST, take
@@ -317,6 +317,35 @@ async def test_a_broker_whose_packets_are_too_small_is_refused_with_what_to_chan
             await link.__aenter__()
     assert "max_packet_size" in caught.value.advice
     assert paho_threads() == 0
+
+
+async def test_a_link_whose_birth_message_is_refused_hears_again_what_it_asked_for() -> None:
+    asked: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def strict(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(CONNACK[5])
+        while data := await reader.read(1000):
+            while data:
+                packet, data = data[: 2 + data[1]], data[2 + data[1] :]
+                if packet.startswith(b"\x33"):  # PUBLISH, retained: not authorised
+                    writer.write(b"\x40\x03" + packet[5:7] + b"\x87")
+                elif packet.startswith(b"\x82"):  # SUBSCRIBE: granted
+                    writer.write(b"\x90\x04" + packet[2:4] + b"\x00\x01")
+                    asked.put_nowait(packet)
+
+    states: list[LinkState] = []
+    presence = Presence(topic="t", birth=b"here", will=b"gone")
+    async with server(strict) as url:
+        link = MqttLink(url=url, client_id="c", protocol=5, backoff=FAST, presence=lambda: presence)
+        link.on_state(states.append)
+        async with link, asyncio.timeout(20):
+            await link.subscribe("what/we/read")
+            assert b"what/we/read" in await asked.get()
+            assert link._client is not None
+            link._client.cut()
+            assert b"what/we/read" in await asked.get()
+    assert any(state.connected and "refused a message for t" in state.reason for state in states)
 
 
 async def test_a_broker_that_never_answers_a_subscription_is_connected_to_anew() -> None:
