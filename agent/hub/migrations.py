@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from agent.errors import StateError
 from agent.hub import tables
 from agent.hub.database import Database, get_fact, set_fact
-from agent.paths import BlobStore
+from agent.paths import BlobStore, exclusive
 
 Migration = Callable[[Connection, BlobStore], None]
 
@@ -79,6 +79,7 @@ def bring_up_to_date(database: Database) -> None:
 
     Raises:
         StateError: it was written by a newer version.
+        AlreadyRunningError: a hub of the older version still runs on it.
     """
     blobs = BlobStore(database.home.blobs)
     while (version := int(database.fact("schema") or b"0")) != tables.SCHEMA_VERSION:
@@ -88,7 +89,7 @@ def bring_up_to_date(database: Database) -> None:
                 f"{database.home.database} has schema {version}, this version of Bramble knows {tables.SCHEMA_VERSION}",
                 advice="Use the version of Bramble that wrote it, or a newer one.",
             )
-        with database.transaction() as connection:
+        with exclusive(database.home), database.transaction() as connection:
             if int(get_fact(connection, "schema") or b"0") == version:  # nobody else did it meanwhile
                 migration(connection, blobs)
                 set_fact(connection, "schema", str(version + 1).encode())

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
+from agent.errors import AlreadyRunningError
 from agent.hub import tables
 from agent.hub.database import make_engine
 from agent.hub.store import HubStore, create_store, open_store
-from agent.paths import BlobStore, Home
+from agent.paths import BlobStore, Home, exclusive
 from tests.hub.desk import make_desk
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -54,6 +55,16 @@ def config(home: Home) -> bytes:
     desk.close()
     del said["keep_releases"]
     return json.dumps(said).encode()
+
+
+def test_database_on_which_an_older_hub_still_runs_is_left_as_it_is(home: Home) -> None:
+    first_version(home, state=OLD_STATE)
+    with exclusive(home), pytest.raises(AlreadyRunningError):
+        open_store(home)
+    with closing(sqlite3.connect(home.database)) as connection:
+        assert connection.execute("SELECT value FROM facts WHERE key = 'schema'").fetchone() == (b"1",)
+    with open_store(home) as store:
+        assert store.fact("schema") == str(tables.SCHEMA_VERSION).encode()
 
 
 def test_database_of_the_first_version_is_brought_up_to_date_and_loses_nothing(home: Home) -> None:
