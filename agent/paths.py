@@ -198,10 +198,17 @@ class BlobStore:
 
     Args:
         directory: where they lie.
+        lost: what to do about one that was damaged or is gone, where whoever reads it cannot get it anew.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        lost: str = "Start again: it will be fetched or made anew. Check the disk if this comes back.",
+    ) -> None:
         self._directory = directory
+        self._lost = lost
 
     def path(self, sha256: str) -> Path:
         """Where the blob of this hash lies, or would lie."""
@@ -225,12 +232,15 @@ class BlobStore:
             StateError: it is not here, or no longer what it was.
         """
         with explained_disk(self.path(sha256)):
-            data = self.path(sha256).read_bytes()
+            try:
+                data = self.path(sha256).read_bytes()
+            except FileNotFoundError as cause:
+                raise StateError(f"the stored file {self.path(sha256)} is gone", advice=self._lost) from cause
         if hashlib.sha256(data).hexdigest() != sha256:
             self.path(sha256).unlink(missing_ok=True)
             raise StateError(
                 f"the stored file {self.path(sha256)} was damaged and has been removed",
-                advice="Start again: it will be fetched or made anew. Check the disk if this comes back.",
+                advice=self._lost,
             )
         return data
 

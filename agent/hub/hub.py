@@ -15,8 +15,7 @@ from agent.events import Events
 from agent.hub.conductor import Conductor
 from agent.hub.publishing import Publisher
 from agent.hub.reception import Reception
-from agent.hub.store import HubStore
-from agent.paths import BlobStore
+from agent.hub.store import HubStore, hub_blobs
 from agent.transport.address import without_credentials
 from agent.transport.link import Link, LinkState
 
@@ -53,7 +52,7 @@ class Hub:
         self._config = store.config
         self._speak = asyncio.Event()
         self._look = asyncio.Event()
-        blobs = BlobStore(store.home.blobs)
+        blobs = hub_blobs(store.home)
         self._publisher = Publisher(store=store, blobs=blobs, identity=identity, link=link, events=events)
         self._conductor = Conductor(store=store, blobs=blobs, publisher=self._publisher, events=events, clock=clock)
         self._reception = Reception(

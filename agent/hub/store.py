@@ -17,9 +17,9 @@ from agent.hub.members import DeviceRow, Members
 from agent.hub.migrations import bring_up_to_date
 from agent.hub.release_book import ReleaseBook, ReleaseRow
 from agent.hub.round_book import RoundBook, UpdateRow
-from agent.paths import Home
+from agent.paths import BlobStore, Home
 
-__all__ = ["DeviceRow", "HubConfig", "HubStore", "ReleaseRow", "UpdateRow", "create_store", "open_store"]
+__all__ = ["DeviceRow", "HubConfig", "HubStore", "ReleaseRow", "UpdateRow", "create_store", "hub_blobs", "open_store"]
 
 
 class HubConfig(BaseModel):
@@ -74,6 +74,15 @@ class HubStore(Members, RoundBook, ReleaseBook):
     def save_config(self, config: HubConfig) -> None:
         """Replace what the hub was set up with."""
         self.set_fact("config", config.model_dump_json().encode())
+
+
+def hub_blobs(home: Home) -> BlobStore:
+    """Give a hub's adapters, carries and updates. A device has the hub to fetch them from, a hub has nobody."""
+    return BlobStore(
+        home.blobs,
+        lost=f"Check the disk. Then restore {home.root} from a backup, or go back to a release that is whole with "
+        "`bramble hub rollback`.",
+    )
 
 
 def create_store(home: Home, *, url: str | None = None) -> HubStore:

@@ -25,7 +25,7 @@ from agent.hub.gate import Judgement
 from agent.hub.inbox import Inbox, Outcome
 from agent.hub.reception import Reception
 from agent.hub.rounds import RoundState
-from agent.hub.store import HubConfig, HubStore, ReleaseRow
+from agent.hub.store import HubConfig, HubStore, ReleaseRow, hub_blobs
 from agent.paths import BlobStore, Home
 from agent.testing import SMALL_SHAPES, random_delta
 from agent.transport.memory import MemoryBroker, MemoryLink
@@ -100,7 +100,7 @@ class Desk:
     def open(self) -> None:
         self.store = MortalStore(_engine(self.home), home=self.home)
         self.config = self.store.config
-        self.blobs = BlobStore(self.home.blobs)
+        self.blobs = hub_blobs(self.home)
         self.publisher = Silent()
         self.events = Events(quiet=True, listeners=[lambda event, fields: self.heard.append((event, dict(fields)))])
         self.conductor = Conductor(

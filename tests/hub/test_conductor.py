@@ -534,6 +534,27 @@ def test_carry_that_is_damaged_on_the_disk_costs_no_update_and_the_report_says_s
     assert len(desk.said("carry-lost")) == 1
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_standing_release_that_is_damaged_is_told_with_what_a_hub_can_do_about_it(
+    desk_of: MakeDesk, damage: str
+) -> None:
+    desk = desk_of()
+    a, b, *_ = desk.names
+    desk.round(a, b)
+    if damage == "gone":
+        desk.blobs.discard(desk.store.current().manifest.sha256)
+    else:
+        desk.blobs.path(desk.store.current().manifest.sha256).write_bytes(b"changed")
+    desk.reopen()
+    with pytest.raises(StateError) as caught:
+        desk.send(a)
+    assert "bramble hub rollback" in caught.value.advice
+    assert "fetched" not in caught.value.advice
+    desk.store.roll_back(0, by="ada", oldest_after=2)
+    desk.advance()
+    assert desk.round(a, b) == 2
+
+
 def test_database_that_is_held_by_another_program_costs_no_update(
     desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
