@@ -27,6 +27,13 @@ def test_gate_promotes_what_helps_and_rejects_what_harms() -> None:
     assert not gate([], RULES).promote
 
 
+def test_median_may_get_worse_by_the_charters_tolerance_and_no_more() -> None:
+    assert gate([judged(2.0, 2.0)], RULES).promote
+    tolerant = RULES.model_copy(update={"tolerance": 1 / 32})
+    assert gate([judged(1.0, 1 + 1 / 32)], tolerant).promote
+    assert not gate([judged(1.0, 1 + 1.01 / 32)], tolerant).promote
+
+
 def test_gate_is_not_moved_by_one_device_that_says_everything_is_wonderful() -> None:
     honest = [judged(2.0, 2.02, device="a"), judged(2.0, 2.01, device="b")]
     liar = judged(2.0, 0.0, device="c", targets=2**40)
