@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+LOWEST = 0.6
+"""Share of the gain below which a point is drawn at the edge, with its value beside it."""
+BYTES = (15, 30, 60, 150, 300, 600)
+"""Ticks, in thousands."""
+
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw gain against bytes, one point a rule and compression, with its spread over the seeds."""
@@ -22,6 +27,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
             continue
         mean = row["gain_fraction"]
         spread = [[mean - row["gain_fraction_min"]], [row["gain_fraction_max"] - mean]]
+        if mean < LOWEST:
+            axes.annotate(f"{mean:.2f}", (row["bytes_per_update"] / 1000, LOWEST), (8, 0), textcoords="offset points")
+            mean, spread = LOWEST, [[0.0], [0.0]]
         axes.errorbar(
             row["bytes_per_update"] / 1000,
             mean,
@@ -44,6 +52,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for name, marker in markers.items():
         axes.plot([], [], marker=marker, color="#555555", linestyle="none", label=name)
     axes.set_xscale("log")
+    axes.set_xticks(BYTES, [str(each) for each in BYTES])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=LOWEST - 0.02)
     axes.set_xlabel("thousand bytes an update, sealed")
     axes.set_ylabel("share of the centralised gain")
     devices = found["recipe"]["devices"]
