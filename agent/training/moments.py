@@ -3,7 +3,7 @@
 A round has few steps. An AdamW that begins without moments spends them finding out how large gradients are: its first
 step is as large for noise as for what there is to learn, and the mean of many devices' steps is mostly noise. With the
 moments of its last round a device goes on as if there were no rounds, as the workers of DiLoCo do (Douillard et al.
-2023, *DiLoCo*, algorithm 1, where each keeps its inner optimiser). ``bench/quality.py`` has what that is worth.
+2023, *DiLoCo*, algorithm 1, where each keeps its inner optimiser).
 
 Moments belong to the parameters that they were taken of: they mean nothing after a merge that decomposed the adapter
 anew, and are not gone on with where base, rank, scaling, layers or trained factors are others. They say something about
