@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from hypothesis import settings
 
 from tests.models import Shape, quantise, write_model
+
+# Started in the background by a script, this process ignores Ctrl-C, and so would the programs that tests press it in.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no wrong answer. By hand, each run tries other examples; CI repeats the same ones, so that a red run
 # there is about the change in hand. `pytest --hypothesis-profile thorough` looks ten times as long.
