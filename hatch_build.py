@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,8 @@ PATIENCE = 300
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc] # hatchling has no types here
     """Called by hatchling for wheels and editable installs."""
 
+    _scratch: Path | None = None
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say what is to be packed.
 
@@ -40,13 +43,20 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc] # hatc
         if os.environ.get("BRAMBLE_NATIVE") == "0" or sys.platform == "win32":
             return
         root = Path(self.root)
-        target = root / FOLDER if version == "editable" else Path(tempfile.mkdtemp(prefix="bramble-kernels-"))
+        if version != "editable":
+            self._scratch = Path(tempfile.mkdtemp(prefix="bramble-kernels-"))
+        target = self._scratch or root / FOLDER
         made = [library for level in _levels() if (library := self._compile(root / FOLDER / "source", target, level))]
         if not made or version == "editable":
             return
         build_data["force_include"].update({str(path): f"{FOLDER}/{path.name}" for path in made})
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        """Remove what the wheel has now; arguments are hatchling's."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _compile(self, source: Path, target: Path, level: str) -> Path | None:
         """Make one library, whole or not at all: others may have the one before it loaded."""
