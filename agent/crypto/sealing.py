@@ -199,16 +199,6 @@ class ChunkOpener:
         """Whether the final chunk was opened."""
         return self._ended
 
-    def open(self, sealed: bytes | memoryview, *, final: bool) -> bytes:
-        """Open the next chunk.
-
-        Raises:
-            SealBrokenError: it is not the chunk that belongs here, or was changed.
-        """
-        chunk = bytearray(max(len(sealed) - TAG_BYTES, 0))
-        self.open_into(sealed, memoryview(chunk), final=final)
-        return bytes(chunk)
-
     def open_into(self, sealed: bytes | memoryview, chunk: memoryview, *, final: bool) -> None:
         """Open the next chunk into memory that is there already, which is most of the time that opening takes.
 
@@ -218,7 +208,7 @@ class ChunkOpener:
             final: whether it is the last one.
 
         Raises:
-            SealBrokenError: as :meth:`open`.
+            SealBrokenError: it is not the chunk that belongs here, or was changed.
         """
         if self._ended:
             raise SealBrokenError("A sealed stream goes on after its end.", advice=_ADVICE)

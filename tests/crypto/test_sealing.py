@@ -146,14 +146,18 @@ def test_a_stream_of_nothing_has_one_empty_chunk_and_only_then() -> None:
 def test_a_stream_opens_chunk_by_chunk_and_tells_when_it_is_whole() -> None:
     first, last = seal_stream(b"0123456789", STREAM, 5)
     opener = ChunkOpener(STREAM)
-    assert opener.open(first, final=False) == b"01234"
+    opened = bytearray(10)
+    room = memoryview(opened)
+    opener.open_into(first, room[:5], final=False)
+    assert opened == b"01234" + bytes(5)
     finished = opener.finished
     assert not finished
-    assert opener.open(last, final=True) == b"56789"
+    opener.open_into(last, room[5:], final=True)
+    assert opened == b"0123456789"
     finished = opener.finished
     assert finished
     with pytest.raises(SealBrokenError):
-        opener.open(last, final=True)
+        opener.open_into(last, room[5:], final=True)
 
 
 def test_another_key_does_not_open_a_stream() -> None:
