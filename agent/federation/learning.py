@@ -226,11 +226,12 @@ def _moments(
     kept = store.moments(factors)
     if kept is None or membership.charter.training.moments != "kept":
         return None
-    path = directory / "start_moments.safetensors"
     try:
-        write_atomically(path, blobs.get(kept))
-    except StateError:
+        moments = blobs.get(kept)
+    except StateError:  # damaged or gone: this round begins without
         return None
+    path = directory / "start_moments.safetensors"
+    write_atomically(path, moments)
     return path
 
 
