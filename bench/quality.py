@@ -1,7 +1,7 @@
 """What the community gains by each merge rule and compression: ten owners of Shakespeare's speeches, non-IID.
 
     python bench/quality.py --json FILE [--plot PNG] [--seeds N] [--rules a,b] [--compressions c,d] [--rounds N]
-    (- for standard output; progress on standard error; about 50 minutes with the defaults on two cores)
+    (- for standard output; progress on standard error; 63 runs by default, of about 70 seconds of one core each)
 
 Each of ten devices holds what the characters of a play or two say. In every round each trains from the release on its
 own text by the product's own training engine; its update is clipped, compressed and encoded as it would travel, decoded

@@ -95,7 +95,7 @@ def hub() -> None:
 @click.option(
     "--compression",
     type=click.Choice(["int8", "int4", "topk", "none"]),
-    help="Of updates. [default: the best measured]",
+    help="Of updates. topk sends least, and diverged with fedavg in bench/quality.py. [default: the best measured]",
 )
 @click.option(
     "--density",
