@@ -127,9 +127,11 @@ class LinearAccumulator:
             mean /= self._intake.total
             step, moments[factors] = vector_step(self._outer, mean, moments[factors])
             require_sane(float(step @ step), "the sum of the updates")
-            for name, side, view in self._intake.places[factors].views(step):
-                after = (getattr(modules[name], side) + view).astype(np.float32)
-                modules[name] = replace(modules[name], **{side: after})
+            places = self._intake.places[factors]
+            after = places.row(self._community)
+            np.add(after, step, out=after, casting="same_kind")  # in float64, rounded once
+            for name, side, view in places.views(after):
+                modules[name] = replace(modules[name], **{side: view})
         carry = carry_to_bytes(_KIND, _moments_to(moments, self._outer))
         return Merged(adapter=replace(self._community, modules=modules), carry=carry, report=report)
 

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from agent.llm.adapter import FloatArray, ModulePath
+from agent.llm.adapter import Adapter, FloatArray, ModulePath
 from agent.update.codes import Added, Codes, add
 from agent.update.delta import Delta, Factors
 
 Side: TypeAlias = Literal["a", "b"]
 Number = TypeVar("Number", bound=np.floating)
 
-FOLD = 32
+FOLD = 64
 """Rows that are summed in float32 before the sum goes to float64."""
 
 
@@ -65,6 +65,13 @@ class Places:
             row[begins[0] :], (len(begins), rows, columns), (step * size, columns * size, size), writeable=False
         )
 
+    def row(self, adapter: Adapter) -> FloatArray:
+        """Give the factors of an adapter of these shapes and this rank as a new row."""
+        row = np.empty(self.length, np.float32)
+        for name, side, view in self.views(row):
+            view[...] = getattr(adapter.modules[name], side)
+        return row
+
     def write(self, delta: Delta, row: FloatArray) -> None:
         """Write a delta into a row; what it lacks (modules, components above its rank) is zero."""
         row.fill(0)
@@ -87,7 +94,7 @@ class RunningSum:
 
     def __init__(self, length: int) -> None:
         self._few = np.zeros(length, np.float32)
-        self._all = np.zeros(length)
+        self._all: NDArray[np.float64] | None = None
         self._pending = 0
 
     def add(self, row: FloatArray) -> None:
@@ -115,10 +122,13 @@ class RunningSum:
 
     def total(self) -> NDArray[np.float64]:
         """Give the sum of all rows; float64, not a copy."""
-        self._fold()
-        return self._all
+        return self._fold()
 
-    def _fold(self) -> None:
-        self._all += self._few
+    def _fold(self) -> NDArray[np.float64]:
+        if self._all is None:
+            self._all = self._few.astype(np.float64)
+        elif self._pending:
+            self._all += self._few
         self._few.fill(0)
         self._pending = 0
+        return self._all
