@@ -113,7 +113,8 @@ class Run:
     def key(self) -> str:
         """What tells this run from all others."""
         others = [RECIPE.steps, RECIPE.batch_size, RECIPE.warmup_steps, RECIPE.schedule, DEVICES, WINDOW, RANK]
-        return json.dumps([*asdict_run(self).values(), *others, CHARTER["training"]["moments"]])
+        density = [CHARTER["density"]] if self.compression == "topk" else []
+        return json.dumps([*asdict_run(self).values(), *others, CHARTER["training"]["moments"], *density])
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class Charter(_Rule):
     merge_rule: ShortText = "fedavg"
     outer: OuterOptimiser = OuterOptimiser()
     compression: Literal["int8", "int4", "topk", "none"] = "int4"
-    density: float = Field(default=0.1, gt=0, le=1, description="share of the numbers that `topk` sends")
+    density: float = Field(default=0.25, gt=0, le=1, description="share of the numbers that `topk` sends")
     max_update_norm: float = Field(default=100.0, gt=0)
     training: TrainingPlan = TrainingPlan()
     rounds: RoundRules = RoundRules()
