@@ -20,7 +20,7 @@ from agent.transport.backoff import Backoff
 from agent.transport.link import LinkState, Presence
 from agent.transport.paho_client import Events, PahoClient, Terms, to_the_end
 from agent.transport.proxies import Proxy, proxy_for
-from agent.transport.refusals import NO_ANSWER, UNSUPPORTED_VERSION, advice, explain, is_final, reason
+from agent.transport.refusals import NO_ANSWER, UNSUPPORTED_VERSION, advice, advise, explain, is_final, reason
 
 _UNREACHABLE_ADVICE = "Check that the broker runs, that the address is right, and that no firewall is between."
 _TAKEN_OVER = "another process connected as this device: only one may run with one identity"
@@ -48,6 +48,8 @@ class _Failure:
     code: int | None
     """Of its refusal; None where it was not reached."""
     why: str
+    advice: str = ""
+    """What can be done about it, where more is known than of most."""
 
     @property
     def words(self) -> str:
@@ -175,12 +177,14 @@ class Mender:
             try:
                 code = await client.open()
             except (OSError, ValueError, RuntimeError) as error:  # the last where the system gives no more threads
-                return _Failure(address=address, code=None, why=explain(error))
+                return _unreached(address, error)
             if code == 0:
                 self._versions[address].sort(key=lambda spoken: spoken != version)
                 self._client = client
                 self._owner.is_up(client)
                 return None
+            if client.alert is not None:
+                return _unreached(address, client.alert)
             if code not in (UNSUPPORTED_VERSION, NO_ANSWER):
                 break
         return _Failure(address=address, code=code, why=reason(code))
@@ -188,6 +192,10 @@ class Mender:
     def _renew_presence(self) -> None:
         if self._make_presence is not None:
             self._presence = self._make_presence()
+
+
+def _unreached(address: BrokerAddress, error: OSError | ValueError | RuntimeError) -> _Failure:
+    return _Failure(address=address, code=None, why=explain(error), advice=advise(error))
 
 
 def _are_final(failures: list[_Failure]) -> bool:
@@ -201,9 +209,11 @@ def _sum_up(failures: list[_Failure]) -> NetworkError:
     refusals = [failure.code for failure in failures if failure.code is not None]
     if refusals:
         return BrokerRefusedError(words, advice=advice(next(filter(is_final, refusals), refusals[0])))
-    return BrokerUnreachableError(words, advice=_UNREACHABLE_ADVICE)
+    known = " ".join(dict.fromkeys(failure.advice for failure in failures if failure.advice))
+    return BrokerUnreachableError(words, advice=known or _UNREACHABLE_ADVICE)
 
 
 def _waiting(failures: list[_Failure]) -> str:
     words = "; ".join(f"{failure.address.shown}: {failure.why}" for failure in failures)
-    return f"waiting for the broker ({words})"
+    known = "".join(f" {text}" for text in dict.fromkeys(failure.advice for failure in failures if failure.advice))
+    return f"waiting for the broker ({words}){'.' + known if known else ''}"

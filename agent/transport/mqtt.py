@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -25,6 +24,7 @@ from agent.transport.link import MAX_INFLIGHT, LinkState, Message, Presence, che
 from agent.transport.mending import Mender
 from agent.transport.paho_client import PahoClient, Terms, to_the_end
 from agent.transport.silence import Silence
+from agent.transport.tls import Tls
 
 Version: TypeAlias = Literal["auto", 5, 4]
 """MQTT 5, MQTT 3.1.1 (4 on the wire), or 5 where the broker speaks it."""
@@ -75,7 +75,8 @@ class MqttLink:
         max_inflight: publishes in flight at most; less where the broker asks for less.
         keepalive: seconds of silence after which the connection is tested.
         allow_plaintext: whether ``mqtt://`` and ``ws://`` may lead to another machine.
-        ca_file: certificates to trust instead of the system's.
+        tls: whom to trust and which certificate to show, asked before each connection; the system's and none, if not
+            given.
         backoff: bounds of the waiting time between attempts, seconds.
         answer_seconds: how long the oldest publish may wait for its acknowledgement while the connection stands.
         patient: whether to wait for a broker that cannot be reached at first.
@@ -94,7 +95,7 @@ class MqttLink:
         max_inflight: int = MAX_INFLIGHT,
         keepalive: int = 30,
         allow_plaintext: bool = False,
-        ca_file: Path | None = None,
+        tls: Callable[[], Tls] = Tls,
         backoff: tuple[float, float] = BACKOFF_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
         patient: bool = False,
@@ -112,7 +113,7 @@ class MqttLink:
                 session_seconds=session_seconds,
                 max_inflight=max_inflight,
                 keepalive=keepalive,
-                ca_file=ca_file,
+                tls=tls,
             ),
             presence=presence,
             owner=self,

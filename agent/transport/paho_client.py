@@ -20,7 +20,6 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import paho.mqtt.client as paho
@@ -31,6 +30,7 @@ from agent.transport.address import BrokerAddress
 from agent.transport.link import MAX_PACKET_BYTES, Message, Presence
 from agent.transport.proxies import Proxy
 from agent.transport.refusals import NO_ANSWER, PACKETS_TOO_SMALL, TAKEN_OVER
+from agent.transport.tls import Line, Tls
 
 RECEIVE_MAXIMUM = 20
 """Messages the broker may have unacknowledged towards us (MQTT 5)."""
@@ -54,7 +54,8 @@ class Terms:
     session_seconds: int
     max_inflight: int
     keepalive: int
-    ca_file: Path | None
+    tls: Callable[[], Tls]
+    """Asked before each connection: a certificate may have been renewed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,11 @@ class PahoClient:
     def up(self) -> bool:
         """Whether the connection stands."""
         return self._up
+
+    @property
+    def alert(self) -> ssl.SSLError | None:
+        """What the broker did not like about our side of TLS, where it said so instead of answering."""
+        return self._line.alert if isinstance(self._line, Line) else None
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -242,8 +248,7 @@ class PahoClient:
 
     def _encrypt(self, line: socket.socket) -> ssl.SSLSocket:
         """Agree on TLS, in place of paho."""
-        context = ssl.create_default_context(cafile=self._terms.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context = self._terms.tls().context()
         encrypted = context.wrap_socket(line, server_hostname=self.address.host, do_handshake_on_connect=False)
         self._keep(encrypted)
         encrypted.do_handshake()

@@ -63,9 +63,9 @@ def explain(error: OSError | ValueError | RuntimeError) -> str:
     """Say what an error of the socket, the resolver or TLS means."""
     match error:
         case ssl.SSLCertVerificationError():
-            return f"its certificate is not valid here ({error.verify_message}{_by_the_clock(error)})"
+            return f"its certificate is not valid here ({_found_wrong(error)[0]})"
         case ssl.SSLError():
-            return "it does not speak TLS as we do"
+            return _alert(error)[0]
         case socket.gaierror():
             return "its name is not known"
         case TimeoutError():
@@ -76,9 +76,72 @@ def explain(error: OSError | ValueError | RuntimeError) -> str:
             return str(error)
 
 
-def _by_the_clock(error: ssl.SSLCertVerificationError) -> str:
-    """Name this machine's date where the certificate is too young or too old: a board without a battery wakes in 1970.
+def advise(error: OSError | ValueError | RuntimeError) -> str:
+    """Say what can be done about it; empty where no more is known than of any broker that cannot be reached."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return _found_wrong(error)[1]
+        case ssl.SSLError():
+            return _alert(error)[1]
+        case _:
+            return ""
 
-    The codes are OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
+
+def _found_wrong(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+    """Say what is wrong with a broker's certificate, and what to do; by OpenSSL's codes (``X509_V_ERR_…``).
+
+    A date that is wrong is more often this machine's: a board without a battery wakes in 1970.
     """
-    return f"; the clock here says {time.strftime('%Y-%m-%d')}" if error.verify_code in (9, 10) else ""
+    today = time.strftime("%Y-%m-%d")
+    clock = f"the clock here says {today}: set it if that is wrong; else"
+    match error.verify_code:
+        case 9:
+            return f"it is not valid yet; {today} here", f"First {clock} the broker's clock was ahead when it was made."
+        case 10:
+            return f"it has expired; {today} here", f"First {clock} ask the broker's operator to renew it."
+        case 18 | 19 | 20 | 21:
+            return f"nobody that is trusted here vouches for it: {error.verify_message}", (
+                "If the broker is right, ask the hub's operator for a new invite: its certificate authority may have "
+                "changed. If others reach the broker, somebody may stand between it and you."
+            )
+        case 62 | 64:
+            return f"it is for another host: {error.verify_message}", (
+                "Use the host's name that the certificate is for, or have the operator make one for this name "
+                "(`bramble hub broker-config --host`)."
+            )
+        case _:
+            return error.verify_message, "Ask the broker's operator to look at its certificate."
+
+
+_ALERTS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
+        "it lets nobody in without a certificate, and we have none to show",
+        "A device gets one by joining; on the listener for newcomers none is needed.",
+    ),
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": (
+        "our certificate has expired",
+        "A device renews it while it runs. If both clocks are right, join again with an invite, the old one too.",
+    ),
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": (
+        "our certificate was revoked",
+        "The hub's operator took this device's right to connect back; ask them why.",
+    ),
+    "TLSV1_ALERT_UNKNOWN_CA": (
+        "it does not know who issued our certificate",
+        "It may be the broker of another community; ask its operator for an invite.",
+    ),
+    "TLSV1_ALERT_PROTOCOL_VERSION": (
+        "it speaks no TLS 1.3",
+        "Have its operator bring it up to date, or allow TLS 1.3 there (mosquitto: tls_version tlsv1.3).",
+    ),
+}
+_NOT_OURS = ("it does not like our certificate", "Look into the broker's log; it says more.")
+_UNLIKED = ("SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE")
+
+
+def _alert(error: ssl.SSLError) -> tuple[str, str]:
+    """Say what an alert means (RFC 8446 section 6.2), and what to do."""
+    reason = error.reason or ""
+    if reason in _UNLIKED:
+        return _NOT_OURS
+    return _ALERTS.get(reason, ("it does not speak TLS as we do", ""))

@@ -86,16 +86,23 @@ class Broker:
 
 @contextlib.contextmanager
 def mosquitto(
-    directory: Path, config: Sequence[str] = ("allow_anonymous true",), *, other_ports: Sequence[int] = ()
+    directory: Path,
+    config: Sequence[str] = ("allow_anonymous true",),
+    *,
+    other_ports: Sequence[int] = (),
+    environment: Sequence[str] = (),
 ) -> Iterator[Broker]:
-    """Run mosquitto with these configuration lines; skips the test, saying so, where it is not installed."""
+    """Run mosquitto with these configuration lines; skips the test, saying so, where it is not installed.
+
+    Lines of the environment, ``NAME=value``, are added to that of the tests.
+    """
     program = _installed("mosquitto")
     if program is None:
         pytest.skip("mosquitto is not installed: install it to run this test against a real broker")
     port = free_port()
     path = directory / f"mosquitto-{port}.conf"
     path.write_text("\n".join(["persistence false", "log_type all", f"listener {port} 127.0.0.1", *config]) + "\n")
-    command = (program, "-c", str(path))
+    command = ("env", *environment, program, "-c", str(path))
     yield from _running(Broker(command=command, port=port, log=path.with_suffix(".log"), other_ports=other_ports))
 
 

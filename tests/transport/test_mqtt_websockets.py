@@ -13,7 +13,7 @@ from agent.transport.mqtt import MqttLink, Version
 from tests.transport.brokers import free_port, mosquitto, nats
 from tests.transport.conftest import FAST, take
 from tests.transport.test_mqtt import server
-from tests.transport.test_mqtt_tls import self_signed
+from tests.transport.test_mqtt_tls import self_signed, trusting
 
 LARGEST = MAX_PACKET_BYTES - 16 - len("t")
 
@@ -56,7 +56,7 @@ async def test_over_the_encrypted_websockets_of_mosquitto(tmp_path: Path) -> Non
     with mosquitto(
         tmp_path, [*beside_tcp(port), f"certfile {certificate}", f"keyfile {key}", "user root"], other_ports=[port]
     ):
-        await everything_works(f"wss://localhost:{port}/mqtt", ca_file=certificate)
+        await everything_works(f"wss://localhost:{port}/mqtt", tls=trusting(certificate))
         with pytest.raises(BrokerUnreachableError, match="certificate"):
             await everything_works(f"wss://localhost:{port}/mqtt")
 

@@ -16,7 +16,7 @@ from agent.transport.mqtt import MqttLink
 from agent.transport.proxies import Proxy, proxy_for
 from tests.transport.brokers import embedded, free_port, mosquitto
 from tests.transport.conftest import take
-from tests.transport.test_mqtt_tls import self_signed
+from tests.transport.test_mqtt_tls import self_signed, trusting
 
 FAR = BrokerAddress.parse("mqtts://broker.example")
 
@@ -211,9 +211,9 @@ async def test_through_a_tunnel_tls_is_agreed_on_with_the_broker_itself(
     with mosquitto(tmp_path, config) as broker:
         async with TunnelServer(broker.port).listening() as proxy:
             environment.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
-            await echoes("mqtts://broker.example:8883", ca_file=certificate)
+            await echoes("mqtts://broker.example:8883", tls=trusting(certificate))
             with pytest.raises(BrokerUnreachableError, match="certificate"):
-                await echoes("mqtts://other.example:8883", ca_file=certificate)
+                await echoes("mqtts://other.example:8883", tls=trusting(certificate))
 
 
 async def test_a_proxy_that_says_no_is_named_without_its_credentials(environment: pytest.MonkeyPatch) -> None:
