@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agent.crypto.identity import Identity
@@ -25,6 +26,7 @@ from agent.errors import (
     UnreadableModelError,
 )
 from agent.events import Events
+from agent.federation.credentials import Credentials, client_id, member_tls, newcomer_tls
 from agent.federation.device import Device
 from agent.federation.enrol import Door, Newcomer
 from agent.federation.invite import Invite, parse_invite
@@ -40,6 +42,7 @@ from agent.settings import DeviceSettings, load_settings, mqtt_protocol
 from agent.training.process import Workers, run_worker
 from agent.transport.address import without_credentials
 from agent.transport.mqtt import MqttLink
+from agent.transport.tls import Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +135,24 @@ async def join_community(
         _check_membership(store, invite)
         link = MqttLink(
             url=invite.broker,
-            client_id=f"join-{identity.id[:20]}",
+            client_id=identity.id,  # which a broker that has one account for all newcomers tells them apart by
             username=invite.broker_username if invite.broker_password else None,
             password=invite.broker_password or None,
             session_seconds=0,
             protocol=mqtt_protocol(),
             allow_plaintext=allow_plaintext,
+            tls=newcomer_tls(invite),
         )
         async with link:
             nickname = load_settings(home.settings).nickname
-            newcomer = Newcomer(link=link, invite=invite, identity=identity, nickname=nickname)
+            credentials = Credentials(home.keys, identity.id)
+            newcomer = Newcomer(
+                link=link,
+                invite=invite,
+                identity=identity,
+                nickname=nickname,
+                certificate_request=credentials.request(),
+            )
             door = await newcomer.meet()
             base_path = find_base(door.charter, base or _on_shelf(home, door.charter.base_sha256))
             if not agree(door):
@@ -151,7 +162,9 @@ async def join_community(
             reply = await newcomer.ask(door)
         membership = Membership(
             community=invite.community.hex(),
-            broker=invite.broker,
+            broker=reply.broker or invite.broker,
+            door=invite.broker,
+            authority=credentials.joined(reply, invite),
             allow_plaintext=allow_plaintext,
             hub=door.hub.encode(),
             username=reply.username,
@@ -212,16 +225,37 @@ def build_device(
 ) -> Device:
     """Put a device together: the one way in."""
     membership = store.membership
+    credentials = Credentials(store.home.keys, identity.id)
     link = MqttLink(
         url=membership.broker,
-        client_id=f"bramble-{identity.id[:20]}",
+        client_id=client_id(identity, membership.community),
         username=membership.username or None,
         password=membership.password or None,
         protocol=mqtt_protocol(),
         allow_plaintext=membership.allow_plaintext,
+        tls=partial(member_tls, credentials, membership),
         patient=True,
     )
-    return Device(store=store, identity=identity, settings=settings, link=link, events=events, workers=workers)
+
+    def door() -> MqttLink:
+        return MqttLink(
+            url=membership.door,
+            client_id=identity.id,
+            session_seconds=0,
+            protocol=mqtt_protocol(),
+            allow_plaintext=membership.allow_plaintext,
+            tls=partial(Tls, authority=membership.authority or None),
+        )
+
+    return Device(
+        store=store,
+        identity=identity,
+        settings=settings,
+        link=link,
+        events=events,
+        workers=workers,
+        door=door if membership.door else None,
+    )
 
 
 def run_device(

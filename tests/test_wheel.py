@@ -52,6 +52,9 @@ def test_wheel_carries_the_seedling_the_profiles_and_the_typing_mark(wheel: Path
     assert len(seedling) <= 5_000_000
     assert profiles
     assert profiles <= names
+    assert {
+        f"agent/hub/packaging/{path.relative_to(ROOT / 'packaging')}" for path in ROOT.glob("packaging/*/*")
+    } <= names
     assert "agent/py.typed" in names
 
 

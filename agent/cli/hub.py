@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Any
 
 import click
 
+from agent.cli.hub_broker import broker_config, revocation_list
 from agent.cli.options import as_json, events_json, hub_home, print_json, with_parent
-from agent.cli.values import NAMES
+from agent.cli.values import DURATION, NAMES
 from agent.paths import Home, default_home
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-class Duration(click.ParamType[float]):
-    """Seconds, or a number with a unit: 90s, 15m, 12h, 7d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Give seconds."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
-        if found is None or float(found[1]) <= 0:
-            self.fail(f"{value!r} is no duration; write 90s, 15m, 12h or 7d", param, ctx)
-        return float(found[1]) * _UNITS[found[2] or "s"]
-
-
-DURATION = Duration()
 
 
 @click.group()
@@ -280,3 +260,7 @@ def rollback(home: Home, release: int, as_json: bool) -> None:
         click.echo(f"{ends}. It was the last: devices go back, and no round follows.")
     else:
         click.echo(f"{ends}, and round {done.next_round} starts from release {release}.")
+
+
+hub.add_command(broker_config)
+hub.add_command(revocation_list)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 _MIB = 1024 * 1024
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _UNITS = {"": _MIB, "mib": _MIB, "gib": 1024 * _MIB, "mb": 10**6, "gb": 10**9, "m": 10**6, "g": 10**9}
 
 
@@ -27,6 +28,21 @@ class Memory(click.ParamType[int]):
         return mib
 
 
+class Duration(click.ParamType[float]):
+    """Seconds, or a number with a unit: 90s, 15m, 12h, 7d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no duration; write 90s, 15m, 12h or 7d", param, ctx)
+        return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
 class Names(click.ParamType[tuple[str, ...]]):
     """Names with commas between them."""
 
@@ -42,7 +58,7 @@ class Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
-MEMORY, NAMES = Memory(), Names()
+DURATION, MEMORY, NAMES = Duration(), Memory(), Names()
 
 
 def spoken(seconds: float) -> str:

@@ -25,11 +25,13 @@ from agent.errors import (
     WrongCommunityError,
 )
 from agent.events import Events, Value
+from agent.federation.credentials import Credentials
 from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait, goes_on, next_action
 from agent.federation.fetching import Fetcher
 from agent.federation.judging import AdapterFiles, keep_personal, measure
 from agent.federation.learning import learn
-from agent.federation.messages import LARGEST_LOSS, Announcement, Chunk, Manifest, Offer, Receipt, Verdict
+from agent.federation.messages import LARGEST_LOSS, Announcement, Chunk, Issued, Manifest, Offer, Receipt, Verdict
+from agent.federation.renewal import Renewal
 from agent.federation.sending import Sender
 from agent.federation.store import DeviceStore, explained_database
 from agent.federation.text import PreparedText, prepare_text
@@ -67,6 +69,7 @@ class Device:
         link: to the broker, not yet connected.
         events: where to tell what happens.
         workers: what prepares, plans, trains and evaluates.
+        door: makes a link to the broker's listener for newcomers, for a device whose certificate has expired.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Device:
         link: Link,
         events: Events,
         workers: Workers = run_worker,
+        door: Callable[[], Link] | None = None,
     ) -> None:
         self._store = store
         self._identity = identity
@@ -106,6 +110,14 @@ class Device:
         self._fetcher = Fetcher(
             blobs=self._blobs, identity=identity, community=self._community, directory=store.home.inbox
         )
+        self._renewal = Renewal(
+            credentials=Credentials(store.home.keys, identity.id),
+            membership=self._membership,
+            identity=identity,
+            sender=self._sender,
+            door=door,
+            events=self._events,
+        )
         self._text: PreparedText | None = None
         self._something_happened = asyncio.Event()
         self._last_shown = 0.0
@@ -119,6 +131,11 @@ class Device:
     async def run(self) -> None:
         """Run until cancelled."""
         self._link.on_state(self._link_changed)
+        async with asyncio.TaskGroup() as beside:
+            beside.create_task(self._renewal.run(), name="device-renew")  # without it there may be no connection
+            await self._take_part()
+
+    async def _take_part(self) -> None:
         async with self._link:
             await self._link.subscribe(self._topics.all_to(self._identity.id))
             await self._link.subscribe(self._topics.hub("round"))
@@ -487,6 +504,7 @@ class Device:
             "offer": lambda data: self._fetcher.offered(Offer.decode(data)),
             "chunk": lambda data: self._fetcher.arrived(Chunk.decode(data)),
             "receipt": lambda data: self._receipt(Receipt.decode(data)),
+            "certificate": lambda data: self._renewal.answered(Issued.decode(data)),
         }
         handler = handlers.get(topic.kind or "")
         if handler is None:

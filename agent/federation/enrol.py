@@ -48,6 +48,7 @@ class Newcomer:
         invite: what the owner pasted.
         identity: the device's keys.
         nickname: what the hub's operator will see beside the device's id.
+        certificate_request: PKCS#10, DER, for the device's TLS key; none where no certificate is wanted.
         patience: seconds to wait for each answer.
         ask_again: seconds after which the request is sent again.
     """
@@ -59,6 +60,7 @@ class Newcomer:
         invite: Invite,
         identity: Identity,
         nickname: str,
+        certificate_request: bytes = b"",
         patience: float = PATIENCE_SECONDS,
         ask_again: float = ASK_AGAIN_SECONDS,
     ) -> None:
@@ -66,6 +68,7 @@ class Newcomer:
         self._invite = invite
         self._identity = identity
         self._nickname = nickname
+        self._certificate_request = certificate_request
         self._patience = patience
         self._ask_again = ask_again
         self._refusal: ProtocolError | None = None  # of the last message that was passed over
@@ -109,7 +112,12 @@ class Newcomer:
         topic = self._topics.joined(invite.invite.hex(), identity.id)
         await self._link.subscribe(topic)
         public = identity.public.encode()
-        request = JoinRequest(public=public, proof=invite.proof(public), nickname=self._nickname)
+        request = JoinRequest(
+            public=public,
+            proof=invite.proof(public),
+            nickname=self._nickname,
+            certificate_request=self._certificate_request,
+        )
         body = seal(door.hub.seal_key, request.encode(), join_info(invite.community, invite.invite, identity.id))
         request_topic = self._topics.join(invite.invite.hex(), identity.id)
         ends = time.monotonic() + self._patience

@@ -33,6 +33,8 @@ class Invite:
         secret: 32 bytes that prove to the hub that its holder was invited; never sent.
         broker_password: for the broker's narrow newcomer account; empty where the URL has what it takes.
         expires: Unix time, seconds.
+        authority: public key of the certificate authority that the broker is known by (P-256, compressed); empty for
+            those of the system.
     """
 
     broker: str
@@ -42,6 +44,7 @@ class Invite:
     secret: bytes
     broker_password: str
     expires: int
+    authority: bytes = b""
 
     @property
     def broker_username(self) -> str:
@@ -55,7 +58,16 @@ class Invite:
     def encode(self) -> str:
         """Give the line."""
         body = canonical.encode(
-            [self.broker, self.community, self.hub, self.invite, self.secret, self.broker_password, self.expires]
+            [
+                self.broker,
+                self.community,
+                self.hub,
+                self.invite,
+                self.secret,
+                self.broker_password,
+                self.expires,
+                self.authority,
+            ]
         )
         checked = body + hashlib.sha256(body).digest()[:4]
         return PREFIX + base64.urlsafe_b64encode(checked).decode().rstrip("=")
@@ -84,13 +96,22 @@ def parse_invite(line: str) -> Invite:
         if hashlib.sha256(body).digest()[:4] != checksum:
             raise InvalidInviteError("this invite was cut or mistyped: its checksum is wrong", advice=_ADVICE)
         match canonical.decode(body, max_bytes=MAX_BYTES):
-            case [str(broker), bytes(community), str(hub), bytes(name), bytes(secret), str(password), int(expires)]:
+            case [
+                str(broker),
+                bytes(community),
+                str(hub),
+                bytes(name),
+                bytes(secret),
+                str(password),
+                int(expires),
+                bytes(authority),
+            ]:
                 pass
             case _:
                 raise InvalidInviteError("this invite is of a kind this version does not know", advice=_ADVICE)
     except (binascii.Error, ValueError, MalformedMessageError) as cause:
         raise InvalidInviteError("this invite is damaged", advice=_ADVICE) from cause
-    if (len(community), len(hub), len(name), len(secret)) != (16, 52, 8, 32):
+    if (len(community), len(hub), len(name), len(secret)) != (16, 52, 8, 32) or len(authority) not in {0, 33}:
         raise InvalidInviteError("this invite is damaged: its parts have the wrong lengths", advice=_ADVICE)
     return Invite(
         broker=broker,
@@ -100,4 +121,5 @@ def parse_invite(line: str) -> Invite:
         secret=secret,
         broker_password=password,
         expires=expires,
+        authority=authority,
     )

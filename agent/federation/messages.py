@@ -30,6 +30,7 @@ LARGEST_LOSS = 1000.0
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
+CertificateBytes = Annotated[bytes, Field(max_length=4096)]
 Text = Annotated[str, StringConstraints(max_length=500)]
 _Count = Annotated[int, Field(ge=0, le=MAX_CHUNKS)]
 Range = Annotated[tuple[_Count, _Count], Field(strict=False)]  # CBOR knows lists only
@@ -114,16 +115,40 @@ class JoinRequest(Body):
     public: Annotated[bytes, Field(max_length=4096)]
     proof: Bytes32
     nickname: Annotated[str, StringConstraints(max_length=64), AfterValidator(_printable)]
+    certificate_request: CertificateBytes = b""
+    """PKCS#10, DER, for the device's TLS key."""
 
 
 class JoinReply(Body):
-    """The hub's answer; sealed for the device."""
+    """The hub's answer; sealed for the device.
+
+    Attributes:
+        certificate: DER, for the key of the request; empty where the community's broker asks for none.
+        authority: DER of the certificate of whoever issued it.
+        broker: URL of the broker for members; empty where it is the one of the invite.
+    """
 
     accepted: bool
     username: Text = ""
     password: Text = ""
     message: Text = ""
     advice: Text = ""
+    certificate: CertificateBytes = b""
+    authority: CertificateBytes = b""
+    broker: Text = ""
+
+
+class Renew(Body):
+    """A member asks for a new certificate. It may come by the newcomers' door, where the last one has expired."""
+
+    certificate_request: Annotated[bytes, Field(min_length=1, max_length=4096)]
+
+
+class Issued(Body):
+    """The hub's answer: a certificate for the key of the request, and whose it is (both DER)."""
+
+    certificate: Annotated[bytes, Field(min_length=1, max_length=4096)]
+    authority: Annotated[bytes, Field(min_length=1, max_length=4096)]
 
 
 class Manifest(Body):
@@ -294,6 +319,8 @@ KINDS: dict[str, type[Body]] = {
     "charter": CharterNotice,
     "join": JoinRequest,
     "joined": JoinReply,
+    "renew": Renew,
+    "certificate": Issued,
     "round": Announcement,
     "offer": Offer,
     "chunk": Chunk,

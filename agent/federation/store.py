@@ -100,6 +100,8 @@ class Membership(BaseModel):
     Attributes:
         community: hex of the 16-byte id.
         hub: the hub's public keys, encoded, as pinned by the invite.
+        door: URL of the broker for newcomers, for a device whose certificate has expired.
+        authority: certificate (PEM) that the broker is known by; empty where the system's authorities vouch for it.
         base: the GGUF file on this machine that has the charter's hash.
     """
 
@@ -108,6 +110,8 @@ class Membership(BaseModel):
     community: str
     broker: str
     allow_plaintext: bool = False
+    door: str = ""
+    authority: bytes = b""
     hub: bytes
     username: str
     password: str

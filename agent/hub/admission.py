@@ -13,6 +13,7 @@ from agent.errors import BadSignatureError, MalformedMessageError, UnknownSender
 from agent.federation.invite import invite_proof
 from agent.federation.messages import JoinReply, JoinRequest
 from agent.federation.sealing import join_info
+from agent.hub.issuing import with_credentials
 from agent.hub.store import HubStore
 
 _ASK_AGAIN = "Ask the hub's operator for a new invite (`bramble hub invite`)."
@@ -77,6 +78,7 @@ def _answer(
         return _refusal("this invite has been used as often as it may be")
     password = derive_password(bytes.fromhex(config.broker_secret), public.id) if config.embedded else ""
     reply = JoinReply(accepted=True, username=public.id if config.embedded else "", password=password)
+    reply = with_credentials(reply, store, public.id, request.certificate_request, now=now)
     return reply, outcome == "admitted"
 
 

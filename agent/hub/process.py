@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 from agent.crypto.identity import Identity
 from agent.crypto.passwords import derive_password
 from agent.events import Events
+from agent.federation.credentials import client_id
 from agent.hub.broker import configured_port, keep_broker
 from agent.hub.hub import Hub
+from agent.hub.issuing import hub_tls
 from agent.hub.store import HubStore, open_store
 from agent.paths import Home, exclusive
 from agent.running import run_until_signalled
 from agent.settings import mqtt_protocol
 from agent.transport.access import HUB_USER
 from agent.transport.mqtt import MqttLink
+from agent.transport.tls import Tls
 
 
 def build_hub(store: HubStore, identity: Identity, *, broker: str, events: Events) -> Hub:
@@ -24,11 +28,12 @@ def build_hub(store: HubStore, identity: Identity, *, broker: str, events: Event
     password = derive_password(bytes.fromhex(config.broker_secret), HUB_USER) if config.embedded else None
     link = MqttLink(
         url=broker,
-        client_id=f"bramble-hub-{config.community[:12]}",
+        client_id=client_id(identity, config.community),
         username=HUB_USER if config.embedded else None,
         password=password,
         protocol=mqtt_protocol(),
         allow_plaintext=config.allow_plaintext,
+        tls=(lambda: hub_tls(store.home, config, now=time.time())) if config.certificates else Tls,
         patient=True,
     )
     return Hub(store=store, identity=identity, link=link, events=events)

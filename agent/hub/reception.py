@@ -26,11 +26,12 @@ from agent.errors import (
     WrongCommunityError,
 )
 from agent.events import Events, Value
-from agent.federation.messages import Chunk, Offer, Receipt, Verdict, Want
+from agent.federation.messages import Chunk, Issued, Offer, Receipt, Renew, Verdict, Want
 from agent.federation.sealing import joined_info
 from agent.hub.admission import consider
 from agent.hub.gate import Judgement
 from agent.hub.inbox import Inbox, Outcome, RoundContext
+from agent.hub.issuing import renewed
 from agent.hub.merge.rule import load_rule
 from agent.hub.placing import RoundTerms, Situation
 from agent.hub.publishing import Publisher, Request
@@ -190,7 +191,9 @@ class Reception:
             raise UnknownSenderError(
                 f"{unverified.sender[:10]} wrote on the topic of {str(topic.device)[:10]}", advice="It was dropped."
             )
-        if topic.room == "join" and topic.invite is not None:
+        if topic.room == "join" and unverified.kind == "renew":
+            self._from_member(unverified, topic, batch)  # whose certificate has expired, so it came by the other door
+        elif topic.room == "join" and topic.invite is not None:
             self._admit(unverified, topic.invite, batch)
         elif topic.room == "from":
             self._from_member(unverified, topic, batch)
@@ -222,7 +225,7 @@ class Reception:
                 f"{device[:10]} is not a member of this community", advice="It must join with an invite first."
             )
         envelope = verify(unverified, public.verify_key)
-        if envelope.kind != topic.kind:
+        if envelope.kind != (topic.kind or "renew"):
             raise MalformedMessageError(
                 f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
             )
@@ -230,7 +233,10 @@ class Reception:
             raise ReplayedMessageError(
                 f"message {envelope.counter} of {device[:10]} was seen before, or is too old", advice="It was dropped."
             )
-        self._dispatch(device, envelope.kind, envelope.body, batch)
+        if envelope.kind == "renew":
+            self._renew(device, topic, Renew.decode(envelope.body), batch)
+        else:
+            self._dispatch(device, envelope.kind, envelope.body, batch)
         window.accept(envelope.counter)
         batch.windows[device] = window
 
@@ -245,6 +251,14 @@ class Reception:
             self._judged(device, Verdict.decode(body), batch)
         else:
             raise MalformedMessageError(f"the hub knows no message of kind {kind}", advice="It was dropped.")
+
+    def _renew(self, device: str, topic: ParsedTopic, asked: Renew, batch: Batch) -> None:
+        """Give a member a new certificate, by the door that it came by."""
+        issued: Issued = renewed(self._store, device, asked.certificate_request, now=self._clock())
+        topics = self._publisher.topics
+        where = topics.joined(topic.invite, device) if topic.invite else topics.to(device, "certificate")
+        batch.answers.append((where, "certificate", issued.encode()))
+        batch.say("certificate-issued", f"device {device[:10]} has a new certificate", device=device)
 
     def _now(self, batch: Batch) -> RoundContext | None:
         """What updates are held against in this batch."""

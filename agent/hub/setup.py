@@ -16,6 +16,7 @@ from agent.federation.invite import Invite
 from agent.federation.making import make_keys, whole_database
 from agent.federation.messages import Manifest
 from agent.governance.charter import Charter
+from agent.hub.issuing import authority_of
 from agent.hub.store import HubConfig, ReleaseRow, create_store, open_store
 from agent.llm.gguf_file import linear_names, open_gguf, sha256_file, target_shapes
 from agent.paths import BlobStore, Home
@@ -119,6 +120,7 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
             store.save_config(config)
         fresh.replace(home.database)
     home.database.chmod(0o600)
+    authority_of(home, config.community, now=time.time())
     return config
 
 
@@ -148,4 +150,5 @@ def make_invite(home: Home, *, uses: int, expires_seconds: float) -> Invite:
         secret=secret,
         broker_password=derive_password(bytes.fromhex(config.broker_secret), user) if config.embedded else "",
         expires=expires,
+        authority=authority_of(home, config.community, now=time.time()).public if config.certificates else b"",
     )

@@ -29,6 +29,10 @@ class HubConfig(BaseModel):
         community: hex of the 16-byte id.
         broker: URL that the hub uses; its port is filled in when the embedded broker first starts.
         device_broker: URL that invites carry; empty where it is the same.
+        member_broker: URL that a device is given when it is let in; empty where it is the invite's.
+        certificates: the broker is known by the community's certificate authority, and knows members by it.
+        certificate_seconds: how long a device's certificate is good for.
+        broker_directory: where the broker's files were written last.
         embedded: the hub runs the broker itself, on loopback.
         allow_plaintext: an unencrypted broker on another machine was asked for explicitly.
         heartbeat_seconds: how often the retained messages are published again, in case one was damaged or lost.
@@ -43,6 +47,10 @@ class HubConfig(BaseModel):
     community: str
     broker: str
     device_broker: str = ""
+    member_broker: str = ""
+    certificates: bool = False
+    certificate_seconds: float = Field(default=30 * 86_400.0, gt=0)
+    broker_directory: str = ""
     embedded: bool
     allow_plaintext: bool = False
     heartbeat_seconds: float = 60.0

@@ -1,7 +1,9 @@
 """Who may say and hear what on the broker. Pure rules, enforced by the embedded broker and mirrored in configurations.
 
-Three kinds of user: the hub (``hub``), a member device (its id), a newcomer who holds an invite (``join-<invite>``).
-Broker rules are the outer fence: what counts is that every message is signed, and most are sealed.
+Four kinds of user: the hub (``hub``), a member device (its id), and newcomers. The embedded broker knows a newcomer by
+its invite (``join-<invite>``). A broker that keeps no account an invite has one for all of them, ``newcomer``, and goes
+by the MQTT client id, which must be the device's id. Broker rules are the outer fence: what counts is that every
+message is signed, and most are sealed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ Action: TypeAlias = Literal["publish", "subscribe", "receive"]
 
 HUB_USER = "hub"
 JOIN_PREFIX = "join-"
+NEWCOMER_USER = "newcomer"
 
 
 def join_user(invite: str) -> str:
@@ -23,8 +26,15 @@ def join_user(invite: str) -> str:
     return JOIN_PREFIX + invite
 
 
-def rules(user: str, action: Action, community: str) -> tuple[str, ...]:
-    """Give the filters that ``user`` may use for ``action`` in a community; none for an unknown user."""
+def rules(user: str, action: Action, community: str, *, client: str = "") -> tuple[str, ...]:
+    """Give the filters that ``user`` may use for ``action`` in a community; none for an unknown user.
+
+    Args:
+        user: the authenticated broker user.
+        action: what for.
+        community: 32 hexadecimal digits.
+        client: the MQTT client id, by which newcomers with one account are told apart.
+    """
     if not COMMUNITY.fullmatch(community):
         return ()
     says: tuple[str, ...] = ()
@@ -34,13 +44,16 @@ def rules(user: str, action: Action, community: str) -> tuple[str, ...]:
     elif DEVICE.fullmatch(user):
         says = (f"from/{user}/+", f"life/{user}")
         hears = ("hub/+", f"to/{user}/+")
+    elif user == NEWCOMER_USER and DEVICE.fullmatch(client):
+        says = (f"join/+/{client}",)
+        hears = ("hub/card", "hub/charter", f"joined/+/{client}")
     elif user.startswith(JOIN_PREFIX) and INVITE.fullmatch(invite := user.removeprefix(JOIN_PREFIX)):
         says = (f"join/{invite}/+",)
         hears = ("hub/card", "hub/charter", f"joined/{invite}/+")
     return tuple(f"{ROOT}/{community}/{rule}" for rule in (says if action == "publish" else hears))
 
 
-def allowed(user: str, action: Action, topic: str, community: str) -> bool:
+def allowed(user: str, action: Action, topic: str, community: str, *, client: str = "") -> bool:
     """Say whether ``user`` may do this.
 
     Args:
@@ -48,8 +61,9 @@ def allowed(user: str, action: Action, topic: str, community: str) -> bool:
         action: ``publish`` and ``receive`` take a topic, ``subscribe`` a filter.
         topic: the topic or filter. A filter is allowed only if every topic it reaches is.
         community: 32 hexadecimal digits.
+        client: the MQTT client id.
     """
-    return any(covers(rule, topic) for rule in rules(user, action, community))
+    return any(covers(rule, topic) for rule in rules(user, action, community, client=client))
 
 
 def covers(rule: str, topic_filter: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import socket
@@ -104,6 +105,18 @@ def mosquitto(
     path.write_text("\n".join(["persistence false", "log_type all", f"listener {port} 127.0.0.1", *config]) + "\n")
     command = ("env", *environment, program, "-c", str(path))
     yield from _running(Broker(command=command, port=port, log=path.with_suffix(".log"), other_ports=other_ports))
+
+
+@contextlib.contextmanager
+def mosquitto_with(config: Path, port: int, *, other_ports: Sequence[int] = ()) -> Iterator[Broker]:
+    """Run mosquitto with a configuration that is there already; as root, it keeps root's rights to read the keys."""
+    program = _installed("mosquitto")
+    if program is None:
+        pytest.skip("mosquitto is not installed: install it to run this test against a real broker")
+    if os.geteuid() == 0:
+        config.write_text(f"{config.read_text()}user root\n")
+    command = (program, "-c", str(config))
+    yield from _running(Broker(command=command, port=port, log=config.with_suffix(".log"), other_ports=other_ports))
 
 
 @contextlib.contextmanager
