@@ -31,7 +31,7 @@ from agent.crypto.certificates import (
     key_usage,
     read_request,
 )
-from agent.errors import CorruptStateError, MalformedMessageError, NotInitialisedError
+from agent.errors import CorruptStateError, MalformedMessageError, NotInitialisedError, StateError
 from agent.paths import explained_disk, write_atomically
 
 AUTHORITY_KEY_FILE = "authority.key"
@@ -195,6 +195,11 @@ class Authority:
     ) -> Certificate:
         begins = max(_time(now) - SKEW, self._certificate.not_valid_before_utc)
         ends = min(_time(now) + min(life, MAX_LIFE), self._certificate.not_valid_after_utc)
+        if ends <= begins:
+            raise StateError(
+                f"the clock here says {_time(now):%Y-%m-%d}, and the certificate authority is from {begins:%Y-%m-%d}",
+                advice="Set this machine's clock, then start again.",
+            )
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))

@@ -140,6 +140,7 @@ class Device:
             await self._link.subscribe(self._topics.all_to(self._identity.id))
             await self._link.subscribe(self._topics.hub("round"))
             self._is_ready = True
+            self._renewal.listening.set()
             self._events.say(
                 "device-ready",
                 f"device {self._identity.short_id} is connected to {self._membership.charter.name!r}",

@@ -70,6 +70,8 @@ class Renewal:
         self._clock = clock
         self._ask_again = ask_again
         self._came = asyncio.Event()
+        self.listening = asyncio.Event()
+        """Set once the device's link brings it what the hub says: an answer that came earlier would be lost."""
 
     async def run(self) -> None:
         """Look at the certificate until cancelled, and renew it when it is time; ends where there is none."""
@@ -80,10 +82,11 @@ class Renewal:
                 pause = self._ask_again[0]
                 await asyncio.sleep(min(certificate.renewal - now, LOOK_SECONDS))
                 continue
+            expired = now >= certificate.ends
             self._came.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._ask(expired=now >= certificate.ends)
+                async with asyncio.timeout(pause if expired else min(pause, certificate.ends - now)):
+                    await self._ask(expired=expired)
                     await self._came.wait()
             pause = min(2 * pause, self._ask_again[1])
 
@@ -103,6 +106,7 @@ class Renewal:
     async def _ask(self, *, expired: bool) -> None:
         asked = Renew(certificate_request=self._credentials.request())
         if not expired or self._door is None:
+            await self.listening.wait()
             await self._sender.say("renew", asked)
             return
         self._events.say("certificate-expired", "the certificate has expired; asking for another as newcomers do")

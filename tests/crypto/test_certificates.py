@@ -111,6 +111,12 @@ def test_nothing_outlives_its_authority_or_a_year() -> None:
     assert of_a_device(life=dt.timedelta(days=9999)).ends == NOW + dt.timedelta(days=397).total_seconds()
 
 
+def test_hub_whose_clock_is_before_its_authority_was_made_says_so() -> None:
+    with pytest.raises(StateError, match="1970") as caught:
+        of_a_device(now=1000.0)
+    assert "clock" in caught.value.advice
+
+
 def test_serials_are_not_repeated() -> None:
     assert len({of_a_device().serial for _ in range(50)}) == 50
 

@@ -1,4 +1,4 @@
-"""What `bramble hub broker-config` writes: access files that say what agent/transport/access.py says, and closed keys."""
+"""What `bramble hub broker-config` writes: access files that say what our access rules say, and closed keys."""
 
 from __future__ import annotations
 
