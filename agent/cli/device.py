@@ -38,7 +38,9 @@ def init(home: Home, nickname: str, as_json: bool) -> None:
 @as_json
 def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: bool, as_json: bool) -> None:
     """Join a community with an INVITE from its hub's operator."""
+    from agent.cli.plaintext import warn_if_unencrypted
     from agent.federation.enrol import Door
+    from agent.federation.invite import parse_invite
     from agent.service import join_community, named_base
     from agent.transport.address import without_credentials
 
@@ -46,6 +48,8 @@ def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: 
         _show_charter(door)
         return yes or click.confirm("Join this community?", default=False, err=True)
 
+    if allow_plaintext:
+        warn_if_unencrypted(parse_invite(invite).broker)
     membership = asyncio.run(
         join_community(
             home,

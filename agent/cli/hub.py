@@ -92,6 +92,7 @@ def init(home: Home, **options: Any) -> None:
     """Create a community: keys, charter, database, release 0."""
     from pydantic import ValidationError
 
+    from agent.cli.plaintext import warn_if_unencrypted
     from agent.errors import SettingsError
     from agent.governance.charter import Charter, OuterOptimiser, RoundRules, TrainingPlan
     from agent.hub.merge.rule import load_rule
@@ -158,6 +159,8 @@ def init(home: Home, **options: Any) -> None:
         keep_releases=options["keep_releases"],
     )
     config = create_hub(home, hub_plan, port=options["port"])
+    for urls in filter(None, (config.broker, config.device_broker)):
+        warn_if_unencrypted(urls)
     if options["as_json"]:
         broker = without_credentials(config.broker)
         print_json({"community": config.community, "broker": broker, "base_sha256": charter.base_sha256})

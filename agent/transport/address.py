@@ -88,13 +88,18 @@ class BrokerAddress:
         except ValueError:
             return False
 
+    @property
+    def exposed(self) -> bool:
+        """Whether the connection goes to another machine without TLS."""
+        return not (self.tls or self.is_loopback)
+
     def require_privacy(self, *, allow_plaintext: bool) -> None:
         """Refuse to go to another machine unencrypted.
 
         Raises:
             PlaintextRefusedError: unless ``allow_plaintext``.
         """
-        if not (self.tls or self.is_loopback or allow_plaintext):
+        if self.exposed and not allow_plaintext:
             raise PlaintextRefusedError(
                 f"{self.shown} is another machine, and the connection would not be encrypted.",
                 advice="Use mqtts:// or wss://, or allow plain text explicitly if the network between is yours alone.",

@@ -310,7 +310,8 @@ class MqttLink:
         self._keep(self._greet(client))
         self._keep(self._end_silence(client))
         shown = client.address.shown
-        self._tell(LinkState(connected=True, reason=f"connected to {shown}", broker=shown))
+        exposed = " without encryption: whoever is on the way can read along" if client.address.exposed else ""
+        self._tell(LinkState(connected=True, reason=f"connected to {shown}{exposed}", broker=shown))
 
     def is_down(self, state: LinkState) -> None:
         """The connection broke, or there is still none. What was not acknowledged is sent first when it is back."""

@@ -1,7 +1,7 @@
 """TLS to a broker: version 1.3 at least, the host's name always checked, with a certificate of ours where we have one.
 
 There is no setting for less. TLS 1.2 shows a client's certificate, and with it the device's name, to everybody on the
-way; and every broker of the last years speaks 1.3.
+way, and brokers have spoken 1.3 for years.
 
 In TLS 1.3 a server says what it does not like about a client's certificate after the handshake is over for the client
 (RFC 8446 section 4.4.2.4), as an alert in answer to the first bytes of MQTT. paho takes it for a broken connection, so
