@@ -159,7 +159,7 @@ def init(home: Home, **options: Any) -> None:
         keep_releases=options["keep_releases"],
     )
     config = create_hub(home, hub_plan, port=options["port"])
-    for urls in filter(None, (config.broker, config.device_broker)):
+    for urls in filter(None, (options["broker"], options["device_broker"])):
         warn_if_unencrypted(urls)
     if options["as_json"]:
         broker = without_credentials(config.broker)

@@ -94,3 +94,8 @@ def test_joining_over_an_unencrypted_broker_elsewhere_takes_a_flag_and_warns(
     done = CliRunner().invoke(join, [*words, "--allow-plaintext"])
     assert isinstance(done.exception, BrambleError)
     assert "Warning: mqtt://192.0.2.1:9 is another machine" in done.stderr
+
+
+def test_making_a_hub_with_the_embedded_broker_warns_of_nothing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(hub, ["init", "--home", str(tmp_path / "hub")], catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (0, "")
