@@ -79,6 +79,19 @@ class OuterOptimiser(_Rule):
     epsilon: float = Field(default=1e-3, gt=0, description="FedAdam's tau: how adaptive it is")
 
 
+class RobustRules(_Rule):
+    """What keeps single devices from steering a merge, in which the hub sees each update.
+
+    Norms and weights never count for more than the median ones of the merge. ``hostile``, the share of the updates that
+    may be anything at all, and ``mixing`` are for the rules beyond that (:mod:`agent.hub.merge.robust`).
+    """
+
+    name: Literal["clipping", "geometric-median", "multi-krum", "trimmed-mean", "median"] = "clipping"
+    hostile: float = Field(default=0.2, ge=0, lt=0.5, description="share of a merge that may be hostile")
+    mixing: bool = Field(default=False, description="average each update with its nearest neighbours first")
+    norm_bound: float = Field(default=1.0, gt=0, le=100, description="of an update, in median norms of its merge")
+
+
 class Charter(_Rule):
     """The rules of one community.
 
@@ -102,6 +115,7 @@ class Charter(_Rule):
         max_length=32,
     )
     merge_rule: ShortText = "fedavg"
+    robust: RobustRules = RobustRules()
     outer: OuterOptimiser = OuterOptimiser()
     compression: Literal["int8", "int4", "topk", "none"] = "int4"
     density: float = Field(default=0.25, gt=0, le=1, description="share of the numbers that `topk` sends")

@@ -47,10 +47,19 @@ class Places:
                     self._factors[name, side] = self.length, shape
                     self.length += shape[0] * shape[1]
 
+    def place(self, name: ModulePath, side: Side) -> tuple[int, tuple[int, int]]:
+        """Give where a factor begins, and its shape."""
+        return self._factors[name, side]
+
+    def view(self, row: NDArray[Number], name: ModulePath, side: Side) -> NDArray[Number]:
+        """Give one factor as a view of a row."""
+        begin, shape = self._factors[name, side]
+        return row[begin : begin + shape[0] * shape[1]].reshape(shape)
+
     def views(self, row: NDArray[Number]) -> Iterator[tuple[ModulePath, Side, NDArray[Number]]]:
         """Give each factor as a view of a row: the module, ``a`` or ``b``, and the factor."""
-        for (name, side), (begin, shape) in self._factors.items():
-            yield name, side, row[begin : begin + shape[0] * shape[1]].reshape(shape)
+        for name, side in self._factors:
+            yield name, side, self.view(row, name, side)
 
     def stacked(self, row: FloatArray, names: Sequence[ModulePath], side: Side) -> FloatArray:
         """Give one factor of several modules of one shape, stacked; a view where they lie at even distances."""

@@ -48,12 +48,13 @@ class MergeReport:
 
     Attributes:
         updates: how many were merged.
-        weights: their weights, which sum to 1, in the order in which they were added.
+        weights: their weights, which sum to 1, in the order in which they were added; 0 for one that was left out.
         norms: the norm of each one's change, in that order: a rule says of what.
         cosines: how each one's change lies to the mean change, in that order; estimates where a rule says so.
         released_energy: share that is in the new adapter.
         carried_energy: share that is kept for the next round.
         discarded_energy: share that is in neither.
+        scales: what each update was multiplied by to be clipped, in that order; empty where nothing is clipped.
     """
 
     updates: int
@@ -63,6 +64,7 @@ class MergeReport:
     released_energy: float = 1.0
     carried_energy: float = 0.0
     discarded_energy: float = 0.0
+    scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
