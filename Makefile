@@ -48,4 +48,5 @@ $(READY): pyproject.toml hatch_build.py $(wildcard agent/native/source/*)
 	@$(PIP) llama-cpp-python==0.3.36 torch==2.13.0
 	@echo "  3/3 Bramble and what it is checked with" >&2
 	@$(PIP) --editable . --group dev
+	@$(PIP) --no-deps --group oracle
 	@touch $@

@@ -70,6 +70,17 @@ def hub() -> None:
     "--merge-rule", help="How updates are merged, by the name of an installed rule. [default: the best measured]"
 )
 @click.option(
+    "--robust",
+    type=click.Choice(["clipping", "geometric-median", "multi-krum", "trimmed-mean", "median"]),
+    help="What keeps single devices from steering a merge, besides clipping. [default: the best measured]",
+)
+@click.option("--mixing", is_flag=True, help="Average each update with its nearest neighbours before --robust.")
+@click.option(
+    "--hostile",
+    type=click.FloatRange(0, 0.5, max_open=True),
+    help="Share of a merge that may be hostile, for --robust and --mixing.",
+)
+@click.option(
     "--outer", type=click.Choice(["none", "nesterov", "fedadam"]), help="Outer optimiser of the merged change."
 )
 @click.option(
@@ -94,7 +105,8 @@ def init(home: Home, **options: Any) -> None:
 
     from agent.cli.plaintext import warn_if_unencrypted
     from agent.errors import SettingsError
-    from agent.governance.charter import Charter, OuterOptimiser, RoundRules, TrainingPlan
+    from agent.governance.charter import Charter, OuterOptimiser, RobustRules, RoundRules, TrainingPlan
+    from agent.hub.merge.defence import require_fitting
     from agent.hub.merge.rule import load_rule
     from agent.hub.setup import HubPlan, create_hub, describe_base
     from agent.llm.seedling import SEEDLING_PATH
@@ -119,6 +131,9 @@ def init(home: Home, **options: Any) -> None:
     chosen = {key: options[key] for key in ("merge_rule", "compression", "density") if options[key] is not None}
     rule = load_rule(options["merge_rule"] or Charter.model_fields["merge_rule"].default)
     plan["moments"] = "kept" if rule.linear else "fresh"  # other rules change what the numbers of a factor mean
+    said = {"name": options["robust"], "hostile": options["hostile"], "mixing": options["mixing"] or None}
+    chosen["robust"] = robust = RobustRules(**{key: value for key, value in said.items() if value is not None})
+    require_fitting(rule, robust)
     if options["outer"]:
         chosen["outer"] = OuterOptimiser(name=options["outer"])
     try:

@@ -77,7 +77,10 @@ def show_round(found: Mapping[str, Any]) -> None:
     energy = found["energy"]
     if energy:
         shares = ", ".join(f"{share:.2%} {what}" for what, share in energy.items())
-        click.echo(f"  merged by {found['rule']} in {found['merge_seconds']} s; energy {shares}")
+        behind = (
+            f"{robust['name']}{', mixed' if robust['mixing'] else ''}" if (robust := found["robust"]) else "nothing"
+        )
+        click.echo(f"  merged by {found['rule']} behind {behind} in {found['merge_seconds']} s; energy {shares}")
     if found["carry_lost"]:
         click.echo(f"  merged without what earlier merges left over: {found['carry_lost']}")
     if found["updates"]:
@@ -106,9 +109,19 @@ def _updates(rows: Sequence[Mapping[str, Any]]) -> Table:
             _number(row["weight"], ".3f"),
             _number(row["change_norm"] or row["norm"], ".3g"),
             _number(row["cosine"], "+.3f"),
-            row["state"] if row["state"] != "merged" else "",
+            _fate(row),
         )
     return table
+
+
+def _fate(row: Mapping[str, Any]) -> str:
+    """Say what is out of the ordinary about an update."""
+    words = [row["state"]] if row["state"] != "merged" else []
+    if row["scale"] is not None and row["scale"] < 1:
+        words.append(f"clipped from {row['norm']:.3g}")
+    if row["weight"] == 0:
+        words.append("left out")
+    return ", ".join(words)
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,8 +18,9 @@ from agent.crypto.sealing import KEY_BYTES
 from agent.errors import MergeError, StateError, UpdateRefusedError
 from agent.events import Value
 from agent.federation.messages import Manifest
+from agent.hub.merge.defence import merge_robustly
 from agent.hub.merge.packed import PackedUpdate
-from agent.hub.merge.rule import Contribution, MergeReport, load_rule, merge
+from agent.hub.merge.rule import Contribution, MergeReport, load_rule
 from agent.hub.placing import Line, staleness
 from agent.hub.rounds import RoundState, after_merge
 from agent.hub.store import HubStore, ReleaseRow, UpdateRow
@@ -90,12 +91,15 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
         for row, weight in zip(rows, weights, strict=True)
     }
     try:
-        merged = merge(
+        merged = merge_robustly(
             load_rule(config.charter.merge_rule),
             community,
             readers,
             carry,
+            robust=config.charter.robust,
             outer=config.charter.outer,
+            norms={row.device: row.norm for row in rows},
+            scratch=store.home.root,
         )
     except np.linalg.LinAlgError as cause:
         raise MergeError(
@@ -118,6 +122,7 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     )
     report: dict[str, Value] = {
         "rule": config.charter.merge_rule,
+        "robust": config.charter.robust.model_dump(),
         "updates": _found(rows, line, merged.report),
         "released_energy": merged.report.released_energy,
         "carried_energy": merged.report.carried_energy,
@@ -168,9 +173,12 @@ def _found(rows: Sequence[UpdateRow], line: Line, report: MergeReport) -> list[V
             "norm": row.norm,
             "change_norm": change,
             "cosine": cosine,
+            "scale": scale,
             "tokens": row.tokens,
         }
-        for row, weight, change, cosine in zip(rows, report.weights, report.norms, report.cosines, strict=True)
+        for row, weight, change, cosine, scale in zip(
+            rows, report.weights, report.norms, report.cosines, report.scales, strict=True
+        )
     ]
 
 

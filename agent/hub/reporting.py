@@ -94,6 +94,7 @@ def round_report(store: HubStore, number: int) -> dict[str, Any]:
         "opened": row["opened"] or None,
         "ended": row["ended"] or None,
         "rule": merged.get("rule"),
+        "robust": merged.get("robust"),
         "merge_seconds": merged.get("seconds"),
         "drawn": _drawn(store, row),
         "updates": [
@@ -103,7 +104,7 @@ def round_report(store: HubStore, number: int) -> dict[str, Any]:
                 "late": update.late,
                 **{
                     key: weighed.get(update.update_id, {}).get(key)
-                    for key in ("weight", "staleness", "change_norm", "cosine")
+                    for key in ("weight", "staleness", "change_norm", "cosine", "scale")
                 },
             }
             for update in here

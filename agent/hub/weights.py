@@ -1,6 +1,8 @@
-"""How much each update counts: by its tokens, less if it is late, and never more than half of a merge.
+"""How much an update counts: by its tokens up to the median, less if it is late, and never more than half of a merge.
 
-Tokens are what a device says of itself, so no device weighs more than half, however much text it says it has. A late
+Tokens are what a device says of itself. So in a merge none counts for more than the median number of tokens: whoever
+says more gains nothing, and fewer than half of the devices cannot move the median beyond what an honest one says. Where
+a charter fixes how many steps a round has, honest devices say about the same, and lose next to nothing by it. A late
 update was trained from an older release; it weighs less by a power of its lateness (Xie et al. 2019, *Asynchronous
 federated optimization*, section 5.2; Nguyen et al. 2022, *FedBuff*, use 1/2 as here).
 """
@@ -33,7 +35,9 @@ def staleness_weight(lateness: int, power: float) -> float:
 def merge_weights(
     tokens: Sequence[int], lateness: Sequence[int], *, power: float, share: float = MAX_WEIGHT_SHARE
 ) -> list[float]:
-    """Give each update's share of a merge: its capped share of tokens, times its staleness weight; they sum to 1.
+    """Give each update's share of a merge: its share of tokens, times its staleness weight; they sum to 1.
+
+    Tokens count up to the median of the merge, of two middle ones the larger.
 
     The cap is held in the end as well: where the others are late, what they lose must not lift one above it.
 
@@ -43,7 +47,8 @@ def merge_weights(
         power: the charter's ``staleness_power``.
         share: the cap.
     """
-    by_tokens = capped_weights(tokens, share=share)
+    usual = sorted(tokens)[len(tokens) // 2]
+    by_tokens = capped_weights([min(count, usual) for count in tokens], share=share)
     late = [staleness_weight(count, power) for count in lateness]
     return capped([weight * factor for weight, factor in zip(by_tokens, late, strict=True)], share=share)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from agent.crypto.sealing import KEY_BYTES
 from agent.events import Events
 from agent.federation.messages import Chunk, Manifest, Receipt
 from agent.federation.sealing import wrap_update
-from agent.governance.charter import Charter, RoundRules
+from agent.governance.charter import Charter, RobustRules, RoundRules
 from agent.hub.conductor import Conductor
 from agent.hub.database import make_engine
 from agent.hub.gate import Judgement
@@ -145,8 +145,20 @@ class Desk:
         number = self.state.number + (0 if self.state.phase in {"open", "collecting"} else 1)
         return number if number in {key.round for key in self.store.round_keys()} else 0
 
-    def make(self, device: str, *, number: int | None = None, start: str | None = None, **header: Any) -> Sent | None:
-        """Make an update as a device would at this moment, or for an earlier round whose key it kept."""
+    def make(
+        self,
+        device: str,
+        *,
+        number: int | None = None,
+        start: str | None = None,
+        size: float = 0.05,
+        spoil: Callable[[bytes], bytes] = bytes,
+        **header: Any,
+    ) -> Sent | None:
+        """Make an update as a device would at this moment, or for an earlier round whose key it kept.
+
+        Of numbers of this ``size``, and sealed after whatever ``spoil`` does to its bytes.
+        """
         number = self.collects() if number is None else number
         context = self.reception.context()
         assert context is not None
@@ -157,8 +169,8 @@ class Desk:
         self.seeds += 1
         said = {"round": number, "start_release": start, "tokens": 100, "seed": self.seeds, **header}
         rest = {"base_sha256": BASE, "rank": 4, "alpha": 8.0, "steps": 1}
-        delta = random_delta(rank=4, seed=self.seeds)
-        body = encode_update(UpdateHeader(**{**rest, **said}), delta, self.config.charter.compression)
+        delta = random_delta(rank=4, seed=self.seeds, size=size)
+        body = spoil(encode_update(UpdateHeader(**{**rest, **said}), delta, self.config.charter.compression))
         parcel = wrap_update(
             body,
             seal_key=terms.seal_key.public,
@@ -226,7 +238,13 @@ def _engine(home: Home) -> Engine:
 
 
 def make_desk(
-    directory: Path, *, members: int = 4, last_round: int | None = None, keep_releases: int = 10, **rules: Any
+    directory: Path,
+    *,
+    members: int = 4,
+    last_round: int | None = None,
+    keep_releases: int = 10,
+    robust: RobustRules | None = None,
+    **rules: Any,
 ) -> Desk:
     """Make a hub over an adapter of three tiny layers, with members, and open its first round."""
     home = Home(directory)
@@ -239,6 +257,7 @@ def make_desk(
         rank=4,
         alpha=8.0,
         merge_rule="stack",  # which leaves a carry
+        robust=robust or RobustRules(),
         compression="none",
         rounds=RoundRules(**{"quorum": 2, "target": 2, "collect_seconds": 1000, "trial_seconds": 100, **rules}),
     )

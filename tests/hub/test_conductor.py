@@ -16,7 +16,8 @@ from sqlalchemy import event
 from agent.errors import BrambleError, StateError, UpdateRefusedError
 from agent.federation.draw import lot
 from agent.hub.merge.carry import carry_from_bytes, products_from_tensors
-from agent.hub.merge.rule import Merged, merge
+from agent.hub.merge.defence import merge_robustly
+from agent.hub.merge.rule import Merged
 from agent.hub.reporting import round_report
 from agent.llm.adapter import from_bytes
 from agent.testing import random_delta
@@ -375,10 +376,10 @@ def test_merge_that_was_under_way_while_an_operator_went_back_changes_nothing(
 
     def meanwhile(*arguments: Any, **options: Any) -> Merged:
         desk.store.roll_back(0, by="operator", oldest_after=2)
-        return merge(*arguments, **options)
+        return merge_robustly(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("agent.hub.merging.merge", meanwhile)
+        patched.setattr("agent.hub.merging.merge_robustly", meanwhile)
         desk.advance()
     assert desk.store.candidate(2) is None
     desk.advance()
@@ -473,7 +474,7 @@ def test_round_that_cannot_be_merged_ends_and_the_next_one_begins(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("agent.hub.merging.merge", failing)
+        patched.setattr("agent.hub.merging.merge_robustly", failing)
         desk.advance()
     assert (desk.state.number, desk.state.phase) == (2, "open")
     assert str(error) in desk.store.round_rows(1)[0]["reason"]

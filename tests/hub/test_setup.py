@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from agent.cli.hub import hub
 from agent.errors import AdapterError, AlreadyInitialisedError, MergeError
-from agent.governance.charter import Charter
+from agent.governance.charter import Charter, RobustRules
 from agent.hub.setup import HubPlan, create_hub, describe_base, make_invite
 from agent.hub.store import HubStore, open_store
 from agent.paths import Home
@@ -82,6 +82,21 @@ def test_the_charter_says_how_updates_are_merged_and_compressed(tmp_path: Path, 
     assert (charter.compression, charter.density) == ("topk", 0.2)
     fields = {name: Charter.model_fields[name].default for name in ("merge_rule", "outer", "compression", "density")}
     assert {name: getattr(usual, name) for name in fields} == fields
+
+
+def test_the_charter_says_what_keeps_single_devices_from_steering_a_merge(tmp_path: Path, tiny_q8: Path) -> None:
+    init_hub(tmp_path / "hub", "--base", tiny_q8, "--robust", "multi-krum", "--mixing", "--hostile", "0.3")
+    init_hub(tmp_path / "plain", "--base", tiny_q8)
+    with open_store(Home(tmp_path / "hub")) as store, open_store(Home(tmp_path / "plain")) as plain:
+        chosen, usual = store.config.charter.robust, plain.config.charter.robust
+    assert (chosen.name, chosen.mixing, chosen.hostile) == ("multi-krum", True, 0.3)
+    assert usual == RobustRules()
+
+
+def test_an_order_statistic_is_refused_where_the_rule_averages_no_numbers(tmp_path: Path, tiny_q8: Path) -> None:
+    with pytest.raises(MergeError, match="stack does not average numbers"):
+        init_hub(tmp_path / "hub", "--base", tiny_q8, "--merge-rule", "stack", "--robust", "median")
+    assert not (tmp_path / "hub").exists()
 
 
 @pytest.mark.parametrize(("rule", "moments"), [("stack", "fresh"), ("ffa", "kept"), (None, "kept")])

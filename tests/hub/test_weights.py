@@ -41,6 +41,22 @@ def test_device_that_claims_a_galaxy_of_text_gets_half() -> None:
     assert weights == pytest.approx([0.5, 0.375, 0.125])
 
 
+def test_devices_that_claim_a_galaxy_of_text_weigh_no_more_than_the_median_one() -> None:
+    honest = [100, 90, 110, 100]
+    weights = merge_weights([*honest, 10**12, 10**12], [0] * 6, power=0.5)
+    assert weights[4:] == pytest.approx([weights[2]] * 2)
+    assert merge_weights([*honest, 10**12], [0] * 5, power=0.5)[4] == pytest.approx(100 / 490)
+
+
+@given(st.lists(st.integers(1, 2**40), min_size=3, max_size=9), st.integers(1, 2**40))
+def test_fewer_than_half_gain_no_more_weight_than_the_largest_honest_one_by_claiming_more(
+    honest: list[int], claim: int
+) -> None:
+    hostile = [claim] * ((len(honest) - 1) // 2)
+    weights = merge_weights([*honest, *hostile], [0] * (len(honest) + len(hostile)), power=0.5)
+    assert all(weight <= max(weights[: len(honest)]) + 1e-9 for weight in weights[len(honest) :])
+
+
 def test_late_updates_weigh_less_by_a_power_of_their_lateness() -> None:
     assert [staleness_weight(late, 0.5) for late in (0, 3, 8)] == pytest.approx([1.0, 0.5, 1 / 3])
     assert staleness_weight(5, 0.0) == 1.0
