@@ -2,9 +2,11 @@
 
 The updates have the shape of LoRA at rank 8 on all linear layers of SmolLM2-135M (210 modules). Bramble's side opens
 each from its file (HPKE key, ChaCha20-Poly1305 stream, header, zstd, codes), checks it, and merges by `agent.hub.merge`
-into an adapter, as the hub does; the hub's transfers and database are left out. Flower's side (`flwr` 1.41.0, in an
-environment that is made for it) averages float32 arrays that are in memory already (`flwr`), or that it reads from the
-messages that a server receives (`flwr-messages`, what `FedAvg.aggregate_fit` does); neither decrypts anything.
+into an adapter, as the hub does; the hub's transfers and database are left out. Updates are clipped to their median
+norm, as a new charter says; norms are known before, since the hub's inbox measures them. Engines with a third name are
+those of a charter's `robust`; they read every update twice, and here decrypt it twice. Flower's side (`flwr` 1.41.0, in
+an environment that is made for it) averages float32 arrays that are in memory already (`flwr`), or that it reads from
+the messages that a server receives (`flwr-messages`, what `FedAvg.aggregate_fit` does); neither decrypts anything.
 
 Every measurement is a child process of its own, for its peak memory, on one thread; engines take turns. The first
 merge of a process warms up and is left out where there are others.
@@ -12,10 +14,10 @@ merge of a process warms up and is left out where there are others.
     python bench/merge.py --json FILE [--quick] [--only PATTERN] [--rounds N]    (- for standard output)
 
 JSON: `machine`, and `rows`, one an engine and number of updates: `engine` (`flwr`, `flwr-messages`,
-`bramble-RULE-COMPRESSION`), `updates`, medians of `updates_per_s` (wall clock) and `updates_per_cpu_s` (per second of
-one core, which depends less on what else the machine does) with their least and largest values, `peak_mb`,
-`wire_bytes` of one sealed update, `of_flwr` (`updates_per_cpu_s` over that of `flwr` for as many updates);
-`memory_growth` by engine, peak memory at the most updates over that at the fewest; and `failures`.
+`bramble-RULE-COMPRESSION`, `bramble-RULE-COMPRESSION-ROBUST`), `updates`, medians of `updates_per_s` (wall clock) and
+`updates_per_cpu_s` (per second of one core, which depends less on what else the machine does) with their least and
+largest values, `peak_mb`, `wire_bytes` of one sealed update, `of_flwr` (`updates_per_cpu_s` over that of `flwr` for as
+many updates); `memory_growth` by engine, peak memory at the most updates over that at the fewest; and `failures`.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ ENGINES = (
     "bramble-fedavg-topk",
     "bramble-alternate-int4",
     "bramble-stack-int4",
+    "bramble-fedavg-int4-geometric-median",
+    "bramble-fedavg-int4-multi-krum",
+    "bramble-fedavg-int4-trimmed-mean",
+    "bramble-fedavg-int4-median",
 )
 COUNTS = (50, 500)
 DISTINCT = 16
@@ -97,7 +103,7 @@ class Bench:
         """Write the sealed updates of an engine, where they are not there yet."""
         if engine.startswith("flwr"):
             return
-        _, rule, compression = engine.split("-")
+        _, rule, compression, *_ = engine.split("-", 3)
         say(f"sealing updates for {engine}")
         self.sizes[engine] = prepare(self.work / engine, rule, compression, DISTINCT)
 
@@ -108,8 +114,9 @@ class Bench:
             mode = "messages" if engine.endswith("messages") else "arrays"
             command = [str(self.python), "engines/merge_flwr.py", mode, str(updates), str(repeats), shapes]
         else:
-            rule = engine.split("-")[1]
-            module = ["-m", "engines.merge_bramble", str(self.work / engine), rule, str(updates), str(repeats)]
+            _, rule, _, *robust = engine.split("-", 3)
+            rules = json.dumps({"name": robust[0]} if robust else {})
+            module = ["-m", "engines.merge_bramble", str(self.work / engine), rule, rules, str(updates), str(repeats)]
             command = [sys.executable, *module]
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join([str(_BENCH.parent), os.environ.get("PYTHONPATH", "")])

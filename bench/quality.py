@@ -27,66 +27,42 @@ in FILE.runs: begun again with the same arguments, the bench goes on with what i
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # every run has a process and a core of its own
-
 import argparse
-import hashlib
 import json
 import platform
 import statistics
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import torch
 
 from agent.crypto.sealing import SealKey
 from agent.device.hardware import detect
 from agent.federation.sealing import wrap_update
-from agent.governance.charter import Charter, OuterOptimiser
-from agent.hub.merge.rule import Contribution, load_rule, merge
+from agent.governance.charter import OuterOptimiser, RobustRules
+from agent.hub.merge.defence import merge_robustly
+from agent.hub.merge.rule import Contribution, load_rule
 from agent.llm.adapter import Adapter
-from agent.llm.gguf_file import linear_names, open_gguf, sha256_file, target_shapes
-from agent.llm.seedling import SEEDLING_PATH
-from agent.llm.tokenizer import LlamaTokenizer
-from agent.paths import write_atomically
-from agent.training.compute import resolve_compute
 from agent.update.delta import Delta, Factors, difference
 from agent.update.feedback import send
 from agent.update.layout import layout_of
-from agent.update.start import initial_adapter
-from agent.update.wire import UpdateHeader, decode_update
-from engines.learner import Learner, Recipe
+from agent.update.wire import decode_update
+from engines.learner import Recipe
 from engines.quality_plot import draw
-from engines.speakers import Owner, owners, pooled
+from engines.readers import ALPHA, CHARTER, DEVICES, HASH, RANK, RECIPE, TEXT, WINDOW, header_of, order_seed, world
+from engines.runs import Row, do_all
+from engines.speakers import pooled
 
-TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyshakespeare.txt"
-DEVICES = 10
-WINDOW = 64
-HELDOUT = 24
-RANK = 8
-ALPHA = 2.0 * RANK
 ROUNDS = 10
+ROBUST = RobustRules.model_validate(CHARTER["robust"])
 JUDGED_EVERY = 5
-_HASH = "0" * 64
-CHARTER = Charter(name="quality", base_name="seedling", base_sha256=_HASH, base_bytes=1).model_dump()
-RECIPE = Recipe(steps=5, batch_size=4, learning_rate=1e-2, warmup_steps=2, schedule=CHARTER["training"]["schedule"])
 CENTRALISED_RATES = (8e-3, 1.2e-2, 1.6e-2)
 RULES = ("fedavg", "stack", "alternate", "ffa")
 COMPRESSIONS = ("none", "int8", "int4", "topk")
 _COMMUNITY = bytes(16)
 _SEAL_KEY = SealKey.generate().public
-
-Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,47 +90,8 @@ class Run:
         """What tells this run from all others."""
         others = [RECIPE.steps, RECIPE.batch_size, RECIPE.warmup_steps, RECIPE.schedule, DEVICES, WINDOW, RANK]
         density = [CHARTER["density"]] if self.compression == "topk" else []
-        return json.dumps([*asdict_run(self).values(), *others, CHARTER["training"]["moments"], *density])
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What all runs share, once a process.
-
-    Attributes:
-        learner: trains and judges.
-        devices: their texts.
-        first: gives the adapter before the first round.
-    """
-
-    learner: Learner
-    devices: tuple[Owner, ...]
-
-    def first(self, seed: int) -> Adapter:
-        """Give the adapter before the first round."""
-        base = self.learner.base
-        shapes = target_shapes(base, linear_names(base))
-        return initial_adapter(shapes, rank=RANK, alpha=ALPHA, seed=seed, base_sha256=self.learner.base_sha256)
-
-    def loss(self, adapter: Adapter) -> float:
-        """Give the mean loss on what everybody held back."""
-        return self.learner.loss(adapter, pooled([device.heldout for device in self.devices]))
-
-
-@cache
-def world() -> World:
-    """Open the base and cut the text."""
-    torch.set_num_threads(1)
-    with LlamaTokenizer(base_path=SEEDLING_PATH) as tokenizer:
-        devices = tuple(owners(TEXT, tokenizer.vocabulary, count=DEVICES, window=WINDOW, heldout=HELDOUT))
-    compute = "bfloat16" if resolve_compute("auto") == torch.bfloat16 else "float32"
-    learner = Learner(base=open_gguf(SEEDLING_PATH), base_sha256=sha256_file(SEEDLING_PATH), compute=compute)
-    return World(learner=learner, devices=devices)
-
-
-def order_seed(seed: int, round_number: int, device: int) -> int:
-    """Give the seed of a device's windows in a round."""
-    return int.from_bytes(hashlib.sha256(f"quality/{seed}/{round_number}/{device}".encode()).digest()[:4], "big")
+        known = [CHARTER["training"]["moments"], ROBUST.model_dump(), *density]
+        return json.dumps([*asdict_run(self).values(), *others, *known])
 
 
 def do(run: Run) -> Row:
@@ -228,7 +165,7 @@ def community(run: Run) -> Row:
             data, residuals[whose] = pack(run, release, delta, residuals.get(whose), number=number, seed=seed)
             sizes.append((sealed_bytes(data), 4 * layout_of(delta).count))
             updates[f"device-{index}"] = partial(arrive, data, release)
-        merged = merge(rule, release, updates, carry, outer=run.outer)
+        merged = merge_robustly(rule, release, updates, carry, robust=ROBUST, outer=run.outer)
         release, carry = merged.adapter, merged.carry
         if number % JUDGED_EVERY == 0 or number == run.rounds:
             losses[number] = world().loss(release)
@@ -245,17 +182,7 @@ def pack(
     run: Run, release: Adapter, delta: Delta, left: Adapter | None, *, number: int, seed: int
 ) -> tuple[bytes, Adapter | None]:
     """Give an update as a device encodes it, and what it keeps for the next one."""
-    header = UpdateHeader(
-        round=number,
-        base_sha256=release.base_sha256,
-        start_release=_HASH,
-        rank=release.rank,
-        alpha=release.alpha,
-        tokens=RECIPE.steps * RECIPE.batch_size * (WINDOW - 1),
-        steps=RECIPE.steps,
-        seed=seed,
-        factors=delta.factors,
-    )
+    header = header_of(release, number=number, seed=seed, factors=delta.factors)
     density = CHARTER["density"]
     sending = send(
         header, release, delta, left, compression=run.compression, density=density, max_norm=CHARTER["max_update_norm"]
@@ -277,7 +204,7 @@ def sealed_bytes(data: bytes) -> int:
         community=_COMMUNITY,
         device="a" * 52,
         round_number=1,
-        start_sha256=_HASH,
+        start_sha256=HASH,
     )
     return parcel.offer.size + len(parcel.offer.encode())
 
@@ -376,17 +303,6 @@ def report(rows: Sequence[Row], missing: int) -> Row:
     }
 
 
-def say(what: str) -> None:
-    """Tell whoever waits how far the bench is."""
-    print(time.strftime("%H:%M:%S ") + what, file=sys.stderr, flush=True)
-
-
-def earlier(target: str) -> dict[str, Row]:
-    """Give the runs that an interrupted bench has finished, by key."""
-    path = Path(target + ".runs")
-    return json.loads(path.read_text()) if target != "-" and path.is_file() else {}
-
-
 def names(text: str) -> list[str]:
     """Cut a list with commas."""
     return [part for part in text.split(",") if part]
@@ -420,38 +336,22 @@ def main() -> None:
     options = options_of()
     if not TEXT.is_file():
         sys.exit(f"{TEXT} is not there: this bench needs the plays")
-    done = earlier(options.json)
-    runs = wanted(options)
-    waiting = [run for run in runs if run.key not in done]
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(do, run): run for run in waiting}
-        for future in as_completed(futures):
-            run, row = futures[future], future.result()
-            done[run.key] = row
-            left = sum(each.key not in done for each in runs)
-            say(f"{run.rule} {run.compression} seed {run.seed}: {row['loss']:.4f}; {left} of {len(runs)} left")
-            if options.json != "-":
-                write_atomically(Path(options.json + ".runs"), json.dumps(done).encode())
-                write_report(report_of(runs, done), options.json)
-    found = report_of(runs, done)
-    write_report(found, options.json)
+    found = do_all(
+        wanted(options),
+        do,
+        report_of=report_of,
+        words=lambda run, row: f"{run.rule} {run.compression} seed {run.seed}: {row['loss']:.4f}",
+        target=options.json,
+        processes=options.processes,
+    )
     if options.plot:
         draw(found, options.plot)
 
 
-def report_of(runs: Sequence[Run], done: dict[str, Row]) -> Row:
+def report_of(runs: Sequence[Run], done: Mapping[str, Row]) -> Row:
     """Give the result of those runs that are done."""
     rows = [done[run.key] for run in runs if run.key in done]
     return report(rows, missing=len(runs) - len(rows))
-
-
-def write_report(found: Row, target: str) -> None:
-    """Write the result into a file, or to standard output."""
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        write_atomically(Path(target), text.encode(), mode=0o644)
 
 
 if __name__ == "__main__":

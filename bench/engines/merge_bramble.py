@@ -14,7 +14,9 @@ import numpy as np
 from agent.crypto.sealing import SealKey, open_stream, pieces
 from agent.federation.messages import Offer
 from agent.federation.sealing import update_info, wrap_update
-from agent.hub.merge.rule import Contribution, load_rule, merge
+from agent.governance.charter import RobustRules
+from agent.hub.merge.defence import merge_robustly
+from agent.hub.merge.rule import Contribution, load_rule
 from agent.hub.merging import read_update
 from agent.llm.adapter import Adapter, LoraFactors, ModulePath
 from agent.update.delta import Delta
@@ -108,18 +110,21 @@ def read(folder: Path, key: SealKey, number: int, shapes: Mapping[ModulePath, tu
 
 def main() -> None:
     """Merge as often as asked, and print what it took."""
-    folder, rule, updates, repeats = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    folder, rule, robust = Path(sys.argv[1]), sys.argv[2], RobustRules.model_validate_json(sys.argv[3])
+    updates, repeats = int(sys.argv[4]), int(sys.argv[5])
     key, start = SealKey.from_seed((folder / "key").read_bytes()), community()
     distinct = len(list(folder.glob("*.offer")))
     shapes = start.shapes
     seconds, cpu = [], []
+    of_distinct = [read(folder, key, number, shapes).delta.delta().norm for number in range(distinct)]
+    norms = {f"{number:06}": of_distinct[number % distinct] for number in range(updates)}  # the inbox measures them
     for _ in range(repeats):
         readers = {
             f"{number:06}": lambda number=number: read(folder, key, number % distinct, shapes)  # type: ignore[misc]
             for number in range(updates)
         }
         began, began_cpu = time.perf_counter(), time.process_time()
-        merged = merge(load_rule(rule), start, readers)
+        merged = merge_robustly(load_rule(rule), start, readers, robust=robust, norms=norms, scratch=folder)
         seconds.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
         assert merged.report.updates == updates
