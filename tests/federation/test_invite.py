@@ -21,6 +21,7 @@ invites = st.builds(
     secret=st.binary(min_size=32, max_size=32),
     broker_password=st.text(string.ascii_letters, max_size=43),
     expires=st.integers(0, 2**40),
+    authority=st.just(b"") | st.binary(min_size=33, max_size=33),
 )
 ONE = Invite(
     broker="mqtt://127.0.0.1:1883",
@@ -77,11 +78,12 @@ def _line(value: canonical.Value) -> str:
     [
         [],
         "invite",
-        ["mqtt://h", bytes(16), "a" * 52, bytes(8), bytes(32), ""],
-        ["mqtt://h", bytes(15), "a" * 52, bytes(8), bytes(32), "", 0],
-        ["mqtt://h", bytes(16), "a" * 51, bytes(8), bytes(32), "", 0],
-        ["mqtt://h", bytes(16), "a" * 52, bytes(9), bytes(32), "", 0],
-        ["mqtt://h", bytes(16), "a" * 52, bytes(8), bytes(31), "", 0],
+        ["mqtt://h", bytes(16), "a" * 52, bytes(8), bytes(32), "", 0],
+        ["mqtt://h", bytes(15), "a" * 52, bytes(8), bytes(32), "", 0, b""],
+        ["mqtt://h", bytes(16), "a" * 51, bytes(8), bytes(32), "", 0, b""],
+        ["mqtt://h", bytes(16), "a" * 52, bytes(9), bytes(32), "", 0, b""],
+        ["mqtt://h", bytes(16), "a" * 52, bytes(8), bytes(31), "", 0, b""],
+        ["mqtt://h", bytes(16), "a" * 52, bytes(8), bytes(32), "", 0, bytes(32)],
     ],
 )
 def test_invite_of_the_wrong_form_is_refused_in_spite_of_its_checksum(value: canonical.Value) -> None:
