@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 from agent.crypto.certificates import TlsKey
 from agent.crypto.passwords import derive_password
 from agent.errors import SettingsError
-from agent.hub.issuing import LIST_FILE, authority_of, published
+from agent.hub.issuing import BROKER_CERTIFICATE_FILE, LIST_FILE, authority_of, published
 from agent.hub.store import HubConfig, open_store
 from agent.paths import Home, explained_disk, write_atomically
 from agent.transport.access import NEWCOMER_USER
@@ -103,7 +103,7 @@ def write_broker_files(home: Home, plan: BrokerPlan, *, now: float) -> HubConfig
             "ENDS": time.strftime("%Y-%m-%d", time.gmtime(certificate.ends)),
             **_hashes(password, salt=hashlib.sha256(config.broker_secret.encode()).digest()[:12]),
         }
-        written = {"authority.crt": authority.pem(), "server.crt": certificate.pem()}
+        written = {"authority.crt": authority.pem(), BROKER_CERTIFICATE_FILE: certificate.pem()}
         for name in _names(plan.kind):
             text = "\n".join(line.rstrip() for line in fill_in(template(plan.kind, name), values).splitlines())
             written[name] = f"{text}\n".encode()

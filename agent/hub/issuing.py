@@ -32,6 +32,7 @@ from agent.transport.access import HUB_USER
 from agent.transport.tls import Tls
 
 BOOK_FILE = "certificates.db"
+BROKER_CERTIFICATE_FILE = "server.crt"
 LIST_FILE = "crl.pem"
 """The list of revoked certificates, among the files for the broker."""
 
@@ -204,6 +205,14 @@ def broker_list(config: HubConfig) -> Path | None:
     """Give where the broker's list is on this machine; None where its files are not here."""
     path = Path(config.broker_directory) / LIST_FILE
     return path if config.broker_directory and path.is_file() else None
+
+
+def broker_certificate(config: HubConfig) -> Certificate | None:
+    """Give the broker's own certificate, where its files are on this machine."""
+    with contextlib.suppress(OSError, MalformedMessageError):
+        if config.broker_directory:
+            return Certificate.decode((Path(config.broker_directory) / BROKER_CERTIFICATE_FILE).read_bytes())
+    return None
 
 
 def hub_tls(home: Home, config: HubConfig, *, now: float) -> Tls:

@@ -12,14 +12,17 @@ from agent.events import Events
 from agent.federation.credentials import client_id
 from agent.hub.broker import configured_port, keep_broker
 from agent.hub.hub import Hub
-from agent.hub.issuing import hub_tls
-from agent.hub.store import HubStore, open_store
+from agent.hub.issuing import broker_certificate, hub_tls
+from agent.hub.store import HubConfig, HubStore, open_store
 from agent.paths import Home, exclusive
 from agent.running import run_until_signalled
 from agent.settings import mqtt_protocol
 from agent.transport.access import HUB_USER
 from agent.transport.mqtt import MqttLink
 from agent.transport.tls import Tls
+
+RENEW_BROKER_SECONDS = 30 * 86_400
+"""How long before the broker's certificate expires the hub begins to warn at its start."""
 
 
 def build_hub(store: HubStore, identity: Identity, *, broker: str, events: Events) -> Hub:
@@ -58,8 +61,21 @@ def run_hub_process(home: Home, *, events: Events, metrics: str | None = None, w
         run_until_signalled(_run(store, identity, events, metrics), with_parent=with_parent)
 
 
+def _warn_of_the_end(config: HubConfig, events: Events) -> None:
+    """Say that the broker's certificate has to be renewed by the operator soon: with one that expired nobody connects."""
+    certificate = broker_certificate(config)
+    if certificate is not None and certificate.ends - time.time() < RENEW_BROKER_SECONDS:
+        until = time.strftime("%Y-%m-%d", time.localtime(certificate.ends))
+        words = (
+            f"the broker's certificate is good until {until} only: run `bramble hub broker-config` again, and reload it"
+        )
+        events.say("broker-certificate-ends", words, ends=int(certificate.ends))
+
+
 async def _run(store: HubStore, identity: Identity, events: Events, metrics: str | None) -> None:
     config = store.config
+
+    _warn_of_the_end(config, events)
 
     async def run(broker: str) -> None:
         hub = build_hub(store, identity, broker=broker, events=events)

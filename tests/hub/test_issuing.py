@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from agent.crypto.authority import AUTHORITY_KEY_FILE
 from agent.crypto.certificates import CERTIFICATE_FILE, Certificate, TlsKey
 from agent.crypto.identity import Identity
 from agent.errors import MalformedMessageError
+from agent.events import Events
 from agent.federation.messages import JoinReply, Renew
 from agent.hub.broker_files import BrokerPlan, write_broker_files
 from agent.hub.issuing import (
@@ -27,6 +29,7 @@ from agent.hub.issuing import (
     revoke,
     with_credentials,
 )
+from agent.hub.process import _warn_of_the_end
 from agent.hub.store import HubStore
 from tests.hub.desk import Desk, make_desk
 
@@ -139,6 +142,19 @@ def test_hub_makes_its_own_certificate_and_a_new_one_when_it_is_due_or_damaged(d
     path.write_bytes(b"damaged")
     assert serial(NOW + 21 * DAY) != second
     assert Certificate.decode(path.read_bytes()).name == "hub"
+
+
+@pytest.mark.parametrize(("days_ago", "warns"), [(0, False), (366, False), (368, True), (400, True)])
+def test_hub_warns_before_the_brokers_certificate_ends(
+    desk: Desk, tmp_path: Path, days_ago: int, *, warns: bool
+) -> None:
+    plan = BrokerPlan(hosts=("b.example",), directory=tmp_path / "broker")
+    (desk.home.keys / AUTHORITY_KEY_FILE).unlink(missing_ok=True)
+    authority_of(desk.home, desk.config.community, now=NOW - 1000 * DAY)
+    config = write_broker_files(desk.home, plan, now=NOW - days_ago * DAY)
+    heard: list[str] = []
+    _warn_of_the_end(config, Events(quiet=True, listeners=[lambda event, _fields: heard.append(event)]))
+    assert (heard == ["broker-certificate-ends"]) is warns
 
 
 def test_book_is_closed_to_others(desk: Desk) -> None:
