@@ -62,7 +62,7 @@ def run_hub_process(home: Home, *, events: Events, metrics: str | None = None, w
 
 
 def _warn_of_the_end(config: HubConfig, events: Events) -> None:
-    """Say that the broker's certificate has to be renewed by the operator soon: with one that expired nobody connects."""
+    """Say that the broker's certificate has to be renewed soon: with one that expired nobody connects."""
     certificate = broker_certificate(config)
     if certificate is not None and certificate.ends - time.time() < RENEW_BROKER_SECONDS:
         until = time.strftime("%Y-%m-%d", time.localtime(certificate.ends))
