@@ -45,8 +45,12 @@ def newcomer_tls(invite: Invite) -> Callable[[], Tls]:
 
 
 def member_tls(credentials: Credentials, membership: Membership) -> Tls:
-    """Give what a member connects with; asked before each connection, because the certificate may have been renewed."""
-    shows = credentials.certificate_path.is_file()
+    """Give what a member connects with; asked before each connection, because the certificate may have been renewed.
+
+    One for an earlier identity of this device is not shown: its connection could say nothing in the new one's name.
+    """
+    certificate = credentials.certificate()
+    shows = certificate is not None and certificate.name == credentials.device
     return Tls(
         authority=membership.authority or None,
         certificate=credentials.certificate_path if shows else None,
@@ -97,10 +101,10 @@ class Credentials:
         key = TlsKey.load(self.directory)
         if found.public != key.public or found.name != self.device:
             raise MalformedMessageError("a certificate for another key or device came", advice=_ADVICE)
-        if not found.is_issued_by(Certificate.decode(authority)):
+        if not _of(found, authority):
             raise MalformedMessageError("a certificate of another authority came", advice=_ADVICE)
         known = self.certificate()
-        if known is None or known.ends < found.ends or not known.is_issued_by(Certificate.decode(authority)):
+        if known is None or known.name != self.device or known.ends < found.ends or not _of(known, authority):
             write_atomically(self.certificate_path, found.pem())
             return found
         return known
@@ -129,3 +133,7 @@ class Credentials:
             self.certificate_path.unlink(missing_ok=True)
         self.keep(reply.certificate, reply.authority)
         return authority.pem() if invite.authority else b""
+
+
+def _of(certificate: Certificate, authority: bytes) -> bool:
+    return certificate.is_issued_by(Certificate.decode(authority))

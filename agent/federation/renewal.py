@@ -78,11 +78,12 @@ class Renewal:
         pause = self._ask_again[0]
         while (certificate := self._credentials.certificate()) is not None:
             now = self._clock()
-            if now < certificate.renewal:
+            renamed = certificate.name != self._credentials.device  # this device has other keys by now
+            if now < certificate.renewal and not renamed:
                 pause = self._ask_again[0]
                 await asyncio.sleep(min(certificate.renewal - now, LOOK_SECONDS))
                 continue
-            expired = now >= certificate.ends
+            expired = renamed or now >= certificate.ends
             self._came.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause if expired else min(pause, certificate.ends - now)):
@@ -109,7 +110,7 @@ class Renewal:
             await self.listening.wait()
             await self._sender.say("renew", asked)
             return
-        self._events.say("certificate-expired", "the certificate has expired; asking for another as newcomers do")
+        self._events.say("certificate-expired", "the certificate counts no more; asking for another as newcomers do")
         try:
             await self._ask_at(self._door(), asked)
         except NetworkError as error:

@@ -100,11 +100,14 @@ class Secured:
                 yield heard
 
 
-def replace_certificate(community: Secured, home: Home, *, age: dt.timedelta) -> Certificate:
-    """Put a certificate in the place of a device's that was issued so long ago, for 30 days."""
+def replace_certificate(community: Secured, home: Home, *, age: dt.timedelta, name: str = "") -> Certificate:
+    """Put a certificate in the place of a device's that was issued so long ago, for 30 days, or for another name."""
     credentials = Credentials(home.keys, Identity.load(home.keys).id)
     made = community.authority.certify_member(
-        credentials.device, credentials.request(), now=time.time() - age.total_seconds(), life=dt.timedelta(days=30)
+        name or credentials.device,
+        credentials.request(),
+        now=time.time() - age.total_seconds(),
+        life=dt.timedelta(days=30),
     )
     credentials.certificate_path.write_bytes(made.pem())
     return made

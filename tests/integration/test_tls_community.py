@@ -111,12 +111,13 @@ async def test_certificate_is_renewed_over_the_link_when_two_thirds_of_its_life_
     assert membership.door == community.newcomers
 
 
-async def test_device_that_was_away_until_its_certificate_expired_comes_back_by_the_other_door(
-    community: Secured, tmp_path: Path
+@pytest.mark.parametrize(("days", "name"), [(31, ""), (0, ALICE)])
+async def test_device_whose_certificate_has_expired_or_is_for_its_earlier_keys_comes_back_by_the_other_door(
+    community: Secured, tmp_path: Path, days: int, name: str
 ) -> None:
     async with community.hub():
         home, _membership = await community.join(tmp_path / "ada")
-        replace_certificate(community, home, age=31 * DAYS)
+        replace_certificate(community, home, age=days * DAYS, name=name)
         async with community.device(home) as heard:
             await heard.until("certificate-expired")
             await heard.until("certificate-renewed")
