@@ -13,6 +13,7 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     │   ├── DiskFullError           14
     │   └── CorruptStateError       15
     ├── SettingsError               16
+    ├── LockedKeysError             17
     ├── ModelError                  20
     │   ├── UnreadableModelError    21
     │   ├── UnsupportedModelError   22
@@ -30,7 +31,10 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     │   ├── InvalidInviteError      51
     │   ├── InviteRefusedError      52
     │   ├── NotJoinedError          53
-    │   └── AlreadyMemberError      54
+    │   ├── AlreadyMemberError      54
+    │   ├── AwaitingApprovalError   55
+    │   ├── RevokedError            56
+    │   └── LeavingError            57
     ├── ProtocolError               60
     │   ├── MalformedMessageError   61
     │   ├── OversizedMessageError   62
@@ -39,7 +43,8 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     │   ├── WrongCommunityError     65
     │   ├── UnknownSenderError      66
     │   ├── SealBrokenError         67
-    │   └── TransferError           68
+    │   ├── TransferError           68
+    │   └── RevokedSenderError      69
     ├── UpdateRefusedError          70
     ├── MergeError                  71
     ├── OutboxFullError             72
@@ -124,6 +129,13 @@ class SettingsError(BrambleError):
 
     code = "settings"
     exit_status = 16
+
+
+class LockedKeysError(BrambleError):
+    """Keys are under a passphrase or in a keyring, and could not be opened, or not be put there."""
+
+    code = "locked-keys"
+    exit_status = 17
 
 
 class ModelError(BrambleError):
@@ -252,6 +264,27 @@ class AlreadyMemberError(InviteError):
     exit_status = 54
 
 
+class AwaitingApprovalError(InviteError):
+    """The device asked to be let in, and a steward has not said yes or no yet."""
+
+    code = "awaiting-approval"
+    exit_status = 55
+
+
+class RevokedError(InviteError):
+    """The hub put this device out of the community, and said so with its signature."""
+
+    code = "put-out"
+    exit_status = 56
+
+
+class LeavingError(InviteError):
+    """The device is on its way out of its community, or is changing its keys: that is to be finished first."""
+
+    code = "leaving"
+    exit_status = 57
+
+
 class ProtocolError(BrambleError):
     """A message was refused. Normal life on an open network: it is counted and dropped."""
 
@@ -313,6 +346,13 @@ class TransferError(ProtocolError):
 
     code = "transfer"
     exit_status = 68
+
+
+class RevokedSenderError(ProtocolError):
+    """The sender was put out of the community."""
+
+    code = "revoked"
+    exit_status = 69
 
 
 class UpdateRefusedError(BrambleError):

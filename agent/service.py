@@ -6,11 +6,12 @@ import contextlib
 import getpass
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from agent.crypto import keyfile
 from agent.crypto.identity import Identity
 from agent.data.consent import ConsentBook
 from agent.data.documents import Survey
@@ -20,9 +21,12 @@ from agent.errors import (
     AlreadyInitialisedError,
     AlreadyMemberError,
     BaseMismatchError,
+    BrambleError,
+    BrokerRefusedError,
     InviteRefusedError,
     ModelError,
     NotInitialisedError,
+    NotJoinedError,
     UnreadableModelError,
 )
 from agent.events import Events
@@ -30,7 +34,18 @@ from agent.federation.credentials import Credentials, client_id, member_tls, new
 from agent.federation.device import Device
 from agent.federation.enrol import Door, Newcomer
 from agent.federation.invite import Invite, parse_invite
+from agent.federation.leaving import forget_community
 from agent.federation.making import make_keys, whole_database
+from agent.federation.standing import (
+    FACTS,
+    Application,
+    application,
+    farewell,
+    forget_application,
+    require_part,
+    revoked,
+    save_application,
+)
 from agent.federation.store import DeviceStore, Membership, open_device_store
 from agent.governance.charter import Charter
 from agent.llm.gguf_file import open_gguf, sha256_file
@@ -86,7 +101,7 @@ def create_device(home: Home, *, nickname: str = "") -> NewDevice:
         f'nickname = "{_toml(nickname)}"',
     ]
     write_atomically(home.settings, ("\n".join(lines) + "\n").encode())
-    identity = make_keys(home)
+    identity = make_keys(home, "device")
     with whole_database(home), open_device_store(home, create=True):
         pass
     return NewDevice(
@@ -106,32 +121,43 @@ def _toml(text: str) -> str:
 
 async def join_community(
     home: Home,
-    line: str,
+    line: str | None,
     *,
     base: Path | None,
     agree: Callable[[Door], bool],
     allow_plaintext: bool = False,
+    told_to_wait: Callable[[float], None] = lambda _seconds: None,
 ) -> Membership:
-    """Join the community that an invite names.
+    """Join the community that an invite names; or go on with a request that was made before.
 
     Args:
         home: of a device that was initialised.
-        line: the invite.
+        line: the invite; the one that was asked with last, if None.
         base: the community's GGUF on this machine; the one on the shelf, or the seedling, if None.
-        agree: shown the charter, says whether the owner wants in.
+        agree: shown the charter, says whether the owner wants in. Not asked again for a request that waits.
         allow_plaintext: use an unencrypted broker on another machine.
+        told_to_wait: called where a steward is to approve, with the seconds for which that is waited for.
 
     Raises:
         InvalidInviteError: the line is no invite.
         AlreadyMemberError: the device belongs to another community.
-        InviteRefusedError: expired, used up, unknown, or the owner said no.
+        InviteRefusedError: expired, used up, unknown, or the owner or a steward said no.
+        AwaitingApprovalError: a steward has not approved yet; calling this again goes on from there.
         BaseMismatchError: the base here is not the community's.
         NetworkError: the broker or hub does not answer.
     """
     identity = Identity.load(home.keys)
-    invite = parse_invite(line)
-    _check_expiry(invite)
     with open_device_store(home) as store, exclusive(home):
+        asked = application(store)
+        if line is None and asked is None:
+            raise NotJoinedError(
+                "no invite was given, and no request to join waits for an answer",
+                advice="Give the whole line: bramble join bramble1:…",
+            )
+        invite = parse_invite(line if line is not None else asked.invite if asked else "")
+        if asked is None or parse_invite(asked.invite) != invite:
+            asked = None
+            _check_expiry(invite)
         _check_membership(store, invite)
         link = MqttLink(
             url=invite.broker,
@@ -140,10 +166,10 @@ async def join_community(
             password=invite.broker_password or None,
             session_seconds=0,
             protocol=mqtt_protocol(),
-            allow_plaintext=allow_plaintext,
+            allow_plaintext=allow_plaintext or (asked is not None and asked.allow_plaintext),
             tls=newcomer_tls(invite),
         )
-        async with link:
+        async with _explained_door(link):
             nickname = load_settings(home.settings).nickname
             credentials = Credentials(home.keys, identity.id)
             newcomer = Newcomer(
@@ -152,14 +178,28 @@ async def join_community(
                 identity=identity,
                 nickname=nickname,
                 certificate_request=credentials.request(),
+                told_to_wait=told_to_wait,
             )
             door = await newcomer.meet()
-            base_path = find_base(door.charter, base or _on_shelf(home, door.charter.base_sha256))
-            if not agree(door):
+            kept = Path(asked.base) if asked is not None else None
+            base_path = find_base(door.charter, base or kept or _on_shelf(home, door.charter.base_sha256))
+            if not (asked is not None and asked.charter == door.charter) and not agree(door):
                 raise InviteRefusedError(
                     f"you did not join {door.charter.name!r}", advice="Nothing was sent. The invite is still good."
                 )
-            reply = await newcomer.ask(door)
+            made = Application(
+                invite=invite.encode(),
+                charter=door.charter,
+                base=str(base_path),
+                allow_plaintext=allow_plaintext,
+                asked=int(time.time()),
+            )
+            save_application(store, made)
+            try:
+                reply = await newcomer.ask(door)
+            except InviteRefusedError:
+                forget_application(store)
+                raise
         membership = Membership(
             community=invite.community.hex(),
             broker=reply.broker or invite.broker,
@@ -173,16 +213,50 @@ async def join_community(
             charter=door.charter,
             joined=int(time.time()),
         )
-        store.save_membership(membership)
+        _come_in(store, membership)
     return membership
+
+
+@contextlib.asynccontextmanager
+async def _explained_door(link: MqttLink) -> AsyncIterator[None]:
+    """Be connected to the door; a broker that refuses an invite's own account says that the invite is spent.
+
+    Raises:
+        InviteRefusedError: the embedded broker lets nobody in on this invite any more.
+    """
+    try:
+        await link.__aenter__()
+    except BrokerRefusedError as cause:
+        raise InviteRefusedError(
+            "the broker lets nobody in on this invite: it was used up or taken back, or the hub was made anew",
+            advice="Ask the hub's operator for a new one (`bramble hub invite`).",
+        ) from cause
+    try:
+        yield
+    finally:
+        await link.__aexit__(None, None, None)
+
+
+def _come_in(store: DeviceStore, membership: Membership) -> None:
+    """Be a member: of the same community as before, or of another one, of which nothing is left here then."""
+    if store.is_member and store.membership.community != membership.community:
+        forget_community(store)
+    with store.transaction():
+        store.put_fact("membership", membership.model_dump_json().encode())
+        for fact in FACTS:
+            store.put_fact(fact, b"")
 
 
 def _check_membership(store: DeviceStore, invite: Invite) -> None:
     """Let a device join its own community again, and no second one: rounds and releases belong to one community."""
-    if store.is_member and store.membership.community != invite.community.hex():
+    left = farewell(store)
+    if left is not None and not left.done:
+        require_part(store)
+    if left is None and store.is_member and store.membership.community != invite.community.hex():
         raise AlreadyMemberError(
             f"this device is a member of {store.membership.charter.name!r} already",
-            advice="Give the other community a device of its own: bramble init --home DIR, then join with --home DIR.",
+            advice="Leave it first (`bramble leave`), or give the other community a device of its own:"
+            " bramble init --home DIR, then join with --home DIR.",
         )
 
 
@@ -220,13 +294,9 @@ def settings_of(home: Home, **command_line: object) -> DeviceSettings:
     return load_settings(home.settings, command_line=command_line)
 
 
-def build_device(
-    store: DeviceStore, identity: Identity, settings: DeviceSettings, *, events: Events, workers: Workers = run_worker
-) -> Device:
-    """Put a device together: the one way in."""
-    membership = store.membership
-    credentials = Credentials(store.home.keys, identity.id)
-    link = MqttLink(
+def device_link(membership: Membership, identity: Identity, credentials: Credentials, *, patient: bool) -> MqttLink:
+    """Give a member's link to its broker, not yet connected; a patient one waits for a broker that is away."""
+    return MqttLink(
         url=membership.broker,
         client_id=client_id(identity, membership.community),
         username=membership.username or None,
@@ -234,8 +304,17 @@ def build_device(
         protocol=mqtt_protocol(),
         allow_plaintext=membership.allow_plaintext,
         tls=partial(member_tls, credentials, membership),
-        patient=True,
+        patient=patient,
     )
+
+
+def build_device(
+    store: DeviceStore, identity: Identity, settings: DeviceSettings, *, events: Events, workers: Workers = run_worker
+) -> Device:
+    """Put a device together: the one way in."""
+    membership = store.membership
+    credentials = Credentials(store.home.keys, identity.id)
+    link = device_link(membership, identity, credentials, patient=True)
 
     def door() -> MqttLink:
         return MqttLink(
@@ -277,6 +356,7 @@ def run_device(
     settings = settings_of(home, threads=threads)
     with open_device_store(home) as store, exclusive(home):
         home.remove_unfinished()
+        require_part(store)
         membership = store.membership
         if not membership.base.is_file():
             raise UnreadableModelError(
@@ -293,7 +373,7 @@ def run_device(
 
 def device_status(home: Home) -> dict[str, object]:
     """Say what a device is doing and why; works whether it runs or not."""
-    identity = Identity.load(home.keys)
+    public = keyfile.read(home.keys, "device").public  # no passphrase is needed to say who this is
     with open_device_store(home) as store:
         running = in_use(home)
         status = store.status
@@ -302,17 +382,24 @@ def device_status(home: Home) -> dict[str, object]:
         elif not status:
             status = {"state": "starting", "reason": "starting"}
         found: dict[str, object] = {
-            "device": identity.id,
+            "device": public.id,
             "running": running,
             "state": status["state"],
             "reason": status["reason"],
         }
         if not store.is_member:
-            return {**found, "community": None, "reason": "no community yet: `bramble join INVITE`", "rounds": []}
+            waiting = application(store)
+            why = "no community yet: `bramble join INVITE`" if waiting is None else _waits(waiting)
+            return {**found, "community": None, "standing": "pending" if waiting else None, "reason": why, "rounds": []}
+        standing = _standing(store)
+        if standing != "member":
+            found["state"] = "stopped"
+            found["reason"] = _why_out(store)
         membership, adopted, seen = store.membership, store.adopted(), store.announcement
         return {
             **found,
             "community": membership.charter.name,
+            "standing": standing,
             "broker": without_credentials(membership.broker),
             "connected_to": (status.get("connected_to") if running else None) or None,
             **({"not_arriving": status["not_arriving"]} if running and status.get("not_arriving") else {}),
@@ -322,6 +409,26 @@ def device_status(home: Home) -> dict[str, object]:
             "phase": seen.phase if seen else None,
             "rounds": [record.model_dump() for record in store.rounds()],
         }
+
+
+def _waits(waiting: Application) -> str:
+    return f"asked to join {waiting.charter.name!r}, and waits for a steward: run `bramble join` again later"
+
+
+def _standing(store: DeviceStore) -> str:
+    """Say in a word where a member stands, as far as it knows."""
+    if revoked(store) is not None:
+        return "revoked"
+    gone = farewell(store)
+    return "member" if gone is None else "left" if gone.done else "leaving"
+
+
+def _why_out(store: DeviceStore) -> str:
+    try:
+        require_part(store)
+    except BrambleError as error:
+        return f"{error} {error.advice}"
+    return ""
 
 
 def add_source(home: Home, path: Path, survey: Survey) -> None:

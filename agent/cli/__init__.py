@@ -16,6 +16,7 @@ COMMANDS = {
     "data": ("agent.cli.data:data", "Say which text may be learned from."),
     "train": ("agent.cli.train:train", "Train an adapter on this machine alone; nothing is sent."),
     "run": ("agent.cli.device:run", "Take part: train, send, judge, adopt. Runs until stopped."),
+    "leave": ("agent.cli.leave:leave", "Leave the community, and if you like remove everything from here."),
     "status": ("agent.cli.device:status", "What this device is doing, and why."),
     "chat": ("agent.cli.chat:chat", "Talk to the model on this device."),
     "serve": ("agent.cli.serve:serve", "Offer the models on this device to other programs (OpenAI's API)."),

@@ -30,25 +30,36 @@ def init(home: Home, nickname: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("invite")
+@click.argument("invite", required=False)
 @device_home
 @click.option("--base", help="The community's GGUF, a file or a name on the shelf; found by itself where it can be.")
 @click.option("--allow-plaintext", is_flag=True, help="Use an unencrypted broker on another machine. Think twice.")
 @yes
 @as_json
-def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: bool, as_json: bool) -> None:
-    """Join a community with an INVITE from its hub's operator."""
+def join(home: Home, invite: str | None, base: str | None, allow_plaintext: bool, yes: bool, as_json: bool) -> None:
+    """Join a community with an INVITE from its hub's operator.
+
+    Where a steward approves newcomers, this waits a little. Run it again later, then without an INVITE, to see whether
+    there is an answer.
+    """
+    from agent.cli.charter_shown import show_charter
     from agent.cli.plaintext import warn_if_unencrypted
+    from agent.errors import InviteRefusedError
     from agent.federation.enrol import Door
     from agent.federation.invite import parse_invite
     from agent.service import join_community, named_base
     from agent.transport.address import without_credentials
 
     def agree(door: Door) -> bool:
-        _show_charter(door)
+        show_charter(door)
+        if not yes and not sys.stdin.isatty():
+            raise InviteRefusedError(
+                "nobody is there to agree to the charter",
+                advice="Read it above, then join in a terminal, or with --yes. Nothing was sent.",
+            )
         return yes or click.confirm("Join this community?", default=False, err=True)
 
-    if allow_plaintext:
+    if allow_plaintext and invite is not None:
         warn_if_unencrypted(parse_invite(invite).broker)
     membership = asyncio.run(
         join_community(
@@ -57,6 +68,9 @@ def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: 
             base=named_base(home, base) if base else None,
             agree=agree,
             allow_plaintext=allow_plaintext,
+            told_to_wait=lambda seconds: click.echo(
+                f"A steward is to approve this device. Waiting {seconds:.0f} seconds for that …", err=True
+            ),
         )
     )
     if as_json:
@@ -71,25 +85,6 @@ def join(home: Home, invite: str, base: str | None, allow_plaintext: bool, yes: 
         return
     click.echo(f"You are a member of {membership.charter.name!r}.")
     click.echo("Next: bramble data add PATH, then bramble run")
-
-
-def _show_charter(door: object) -> None:
-    """Show the rules of a community before anything is agreed to."""
-    from agent.federation.enrol import Door
-    from agent.governance.charter import WHAT_IS_NOT_SENT, WHAT_IS_SENT
-
-    assert isinstance(door, Door)
-    charter = door.charter
-    lines = [
-        f"Community   {charter.name}",
-        f"Hub         {door.hub_name}, fingerprint {door.hub.fingerprint()[:20]}… (the one in your invite)",
-        f"Base        {charter.base_name} ({charter.base_bytes / 1e6:.1f} MB, SHA-256 {charter.base_sha256[:16]}…)",
-        f"Licence     {charter.licence} for the community's adapter",
-        f"Merging     {charter.merge_rule}, rank {charter.rank}, at least {charter.rounds.quorum} devices a round",
-        "Is sent     " + "\n            ".join(WHAT_IS_SENT),
-        "Never sent  " + "\n            ".join(WHAT_IS_NOT_SENT),
-    ]
-    click.echo("\n".join(lines), err=True)
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from agent.cli.hub_broker import broker_config, revocation_list
+from agent.cli.hub_members import COMMANDS
 from agent.cli.options import as_json, events_json, hub_home, print_json, with_parent
 from agent.cli.values import DURATION, NAMES
 from agent.paths import Home, default_home
@@ -97,6 +98,8 @@ def hub() -> None:
 @click.option(
     "--heartbeat", type=DURATION, default="60s", show_default=True, help="How often to repeat the announcement."
 )
+@click.option("--approval", is_flag=True, help="Let a steward approve each newcomer (`bramble hub members`).")
+@click.option("--operator", default="", help="Who runs this hub, and how to reach them; newcomers see it.")
 @click.option("--allow-plaintext", is_flag=True, help="Use an unencrypted broker on another machine. Think twice.")
 @as_json
 def init(home: Home, **options: Any) -> None:
@@ -172,6 +175,8 @@ def init(home: Home, **options: Any) -> None:
         allow_plaintext=options["allow_plaintext"],
         heartbeat_seconds=options["heartbeat"],
         keep_releases=options["keep_releases"],
+        admission="approval" if options["approval"] else "automatic",
+        operator=options["operator"],
     )
     config = create_hub(home, hub_plan, port=options["port"])
     for urls in filter(None, (options["broker"], options["device_broker"])):
@@ -196,25 +201,6 @@ def run(home: Home, metrics: str | None, events_json: bool, with_parent: bool) -
 
     events = Events(stream=sys.stdout if events_json else sys.stderr, as_json=events_json)
     run_hub_process(home, events=events, metrics=metrics, with_parent=with_parent)
-
-
-@hub.command("invite")
-@hub_home
-@click.option("--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Devices it lets in.")
-@click.option("--expires", type=DURATION, default="7d", show_default=True, help="How long it is good for.")
-@as_json
-def invite(home: Home, uses: int, expires: float, as_json: bool) -> None:
-    """Give out an invite: one line for `bramble join`."""
-    from agent.hub.setup import make_invite
-    from agent.transport.address import without_credentials
-
-    made = make_invite(home, uses=uses, expires_seconds=expires)
-    if as_json:
-        broker = without_credentials(made.broker)
-        print_json({"invite": made.encode(), "uses": uses, "expires": made.expires, "broker": broker})
-        return
-    click.echo(made.encode())
-    click.echo(f"Good for {uses} device(s). Pass it on privately: whoever has it can join.", err=True)
 
 
 @hub.command("status")
@@ -282,3 +268,5 @@ def rollback(home: Home, release: int, as_json: bool) -> None:
 
 hub.add_command(broker_config)
 hub.add_command(revocation_list)
+for _command in COMMANDS:
+    hub.add_command(_command)

@@ -25,7 +25,8 @@ def show_status(found: Mapping[str, Any]) -> None:
     click.echo(f"round {found['round']}: {_where(found)}")
     refused = Counter(row["reason"] for row in found["refusals"])
     words = ", ".join(f"{count} {reason}" for reason, count in refused.most_common()) or "none"
-    click.echo(f"{len(found['devices'])} devices, {len(found['updates'])} updates counted; refused: {words}")
+    waiting = f" ({found['pending']} more wait for approval)" if found["pending"] else ""
+    click.echo(f"{len(found['devices'])} devices{waiting}, {len(found['updates'])} updates counted; refused: {words}")
     merged = Counter(update["merge"] for update in found["updates"] if update["state"] in {"waiting", "merged"})
     _skipped("rounds", found["rounds"])
     for row in found["rounds"][-LAST_ROUNDS:]:
@@ -39,9 +40,12 @@ def show_status(found: Mapping[str, Any]) -> None:
         click.echo(f"  withdrawn: {', '.join(map(str, found['withdrawn']))}")
     for act in found["acts"]:
         details = act["details"]
-        click.echo(
-            f"  {moment(act['at'])}  {act['operator']} went back from release {details['from']} to {details['to']}"
-        )
+        if act["act"] == "rollback":
+            did = f"went back from release {details['from']} to {details['to']}"
+        else:
+            did = f"did {act['act']} {details['device'][:10]} {details['nickname']}".rstrip()
+            did += f" ({details['reason']})" if details["reason"] else ""
+        click.echo(f"  {moment(act['at'])}  {act['operator']} {did}")
 
 
 def _skipped(what: str, rows: Sequence[object]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 _MIB = 1024 * 1024
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _UNITS = {"": _MIB, "mib": _MIB, "gib": 1024 * _MIB, "mb": 10**6, "gb": 10**9, "m": 10**6, "g": 10**9}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class Memory(click.ParamType[int]):
@@ -58,7 +58,19 @@ class Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
-DURATION, MEMORY, NAMES = Duration(), Memory(), Names()
+class Group(click.ParamType[str]):
+    """A short word for some of the members."""
+
+    name = "GROUP"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Give it as it is."""
+        if value and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", str(value)):
+            self.fail(f"{value!r} is no group: small letters, digits and hyphens, 32 at most", param, ctx)
+        return str(value)
+
+
+DURATION, GROUP, MEMORY, NAMES = Duration(), Group(), Memory(), Names()
 
 
 def spoken(seconds: float) -> str:

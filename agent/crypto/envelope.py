@@ -1,9 +1,11 @@
 r"""The envelope every message travels in.
 
 On the wire it is the canonical CBOR array ``[version, kind, community, sender, counter, time, body, signature]``. The
-signature is Ed25519 over ``SHA-512("bramble/envelope/1\0" + canonical CBOR of the first seven)``. Reading is in two
-steps, so that nobody uses a body by mistake whose signature was not checked: ``parse`` gives an ``Unverified`` that
-says who claims to have sent it, and ``verify`` turns it into an ``Envelope``.
+signature is Ed25519 over ``"bramble/signed/" + role of the sender + "\0"`` and then ``SHA-512("bramble/envelope/2\0" +
+canonical CBOR of the first seven)``: a device's key signs nothing that a hub could have said.
+
+Reading is in two steps, so that nobody uses a body by mistake whose signature was not checked: ``parse`` gives an
+``Unverified`` that says who claims to have sent it, and ``verify`` turns it into an ``Envelope``.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.crypto import canonical
-from agent.crypto.identity import SIGNATURE_BYTES, DeviceId, Identity, device_id, is_device_id, verify_signature
+from agent.crypto.identity import SIGNATURE_BYTES, DeviceId, Identity, PublicIdentity, is_device_id
 from agent.crypto.replay import MAX_COUNTER
 from agent.errors import BadSignatureError, MalformedMessageError, OversizedMessageError
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_BYTES: Final = 96 * 1024 - 512
 """The largest envelope. With its topic and MQTT's header the packet stays within 96 KiB."""
 
@@ -29,7 +31,7 @@ MAX_BODY_BYTES: Final = MAX_BYTES - MAX_OVERHEAD
 MAX_TIME: Final = 2**53 - 1
 COMMUNITY_BYTES: Final = 16
 
-_DOMAIN = b"bramble/envelope/1\0"
+_DOMAIN = b"bramble/envelope/2\0"
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 _ADVICE = "It is dropped. If this repeats, the sender runs another version or somebody is forging messages."
 
@@ -57,7 +59,7 @@ class Unverified:
     claimed: Envelope
     signature: bytes
     digest: bytes
-    """What the signature is over, 64 bytes."""
+    """What the signature is over, beside the sender's role: 64 bytes."""
 
     @property
     def kind(self) -> str:
@@ -138,20 +140,18 @@ def parse(data: bytes) -> Unverified:
     return Unverified(claimed, sig, _digest(_fields(claimed)))
 
 
-def verify(unverified: Unverified, verify_key: bytes) -> Envelope:
+def verify(unverified: Unverified, signer: PublicIdentity) -> Envelope:
     """Check the signature and give the message.
 
     Args:
         unverified: from ``parse``.
-        verify_key: the Ed25519 public key of the member that ``unverified.sender`` names.
+        signer: the public keys, and with them the role, of whoever ``unverified.sender`` names.
 
     Raises:
-        BadSignatureError: it was not signed by the holder of that key, or the key is not the claimed sender's.
+        BadSignatureError: it was not signed by the holder of those keys in that role, or another sender is claimed.
     """
     claimed = unverified.claimed
-    if device_id(verify_key) != claimed.sender or not verify_signature(
-        verify_key, unverified.signature, unverified.digest
-    ):
+    if signer.id != claimed.sender or not signer.has_signed(unverified.signature, unverified.digest):
         raise BadSignatureError(
             f"A message of kind {claimed.kind} was not signed by {claimed.sender[:10]}, who it names as its sender.",
             advice=_ADVICE,

@@ -30,9 +30,20 @@ from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait,
 from agent.federation.fetching import Fetcher
 from agent.federation.judging import AdapterFiles, keep_personal, measure
 from agent.federation.learning import learn
-from agent.federation.messages import LARGEST_LOSS, Announcement, Chunk, Issued, Manifest, Offer, Receipt, Verdict
+from agent.federation.messages import (
+    LARGEST_LOSS,
+    Announcement,
+    Chunk,
+    Issued,
+    Manifest,
+    Offer,
+    Receipt,
+    StandingNotice,
+    Verdict,
+)
 from agent.federation.renewal import Renewal
 from agent.federation.sending import Sender
+from agent.federation.standing import explain_revoked, save_revoked
 from agent.federation.store import DeviceStore, explained_database
 from agent.federation.text import PreparedText, prepare_text
 from agent.paths import BlobStore
@@ -126,6 +137,7 @@ class Device:
         self._broker = ""
         self._not_arriving = ""
         self._training: Train | None = None
+        self._put_out: StandingNotice | None = None
         self._stop_training = asyncio.Event()
 
     async def run(self) -> None:
@@ -486,13 +498,15 @@ class Device:
             except Exception as error:  # noqa: BLE001 (no message, whatever is in it, may stop the device)
                 self._events.say("message-failed", f"a message was dropped: {error!r}", topic=message.topic)
             message.ack()
+            if self._put_out is not None:
+                raise explain_revoked(self._membership.charter.name, self._put_out)
 
     def _hear(self, message: Message) -> None:
         topic = self._topics.parse(message.topic)
         unverified = parse(message.payload)
         if unverified.community != self._community:
             raise WrongCommunityError("an envelope of another community came", advice="It was dropped.")
-        envelope = verify(unverified, self._hub.verify_key)
+        envelope = verify(unverified, self._hub)
         if envelope.kind != topic.kind:
             raise MalformedMessageError(
                 f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
@@ -506,6 +520,7 @@ class Device:
             "chunk": lambda data: self._fetcher.arrived(Chunk.decode(data)),
             "receipt": lambda data: self._receipt(Receipt.decode(data)),
             "certificate": lambda data: self._renewal.answered(Issued.decode(data)),
+            "standing": lambda data: self._revoked(StandingNotice.decode(data)),
         }
         handler = handlers.get(topic.kind or "")
         if handler is None:
@@ -532,6 +547,12 @@ class Device:
                 phase=announcement.phase,
                 release=announcement.release.number,
             )
+
+    def _revoked(self, notice: StandingNotice) -> None:
+        """The hub put this device out, for good: it is kept, and everything ends."""
+        save_revoked(self._store, notice)
+        self._put_out = notice
+        self._events.say("revoked", f"the hub revoked this device{': ' if notice.reason else ''}{notice.reason}")
 
     def _receipt(self, receipt: Receipt) -> None:
         self._sender.receipt(receipt)

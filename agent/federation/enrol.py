@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from agent.crypto.envelope import Unverified, parse, sign, verify
 from agent.crypto.identity import Identity, PublicIdentity
 from agent.crypto.sealing import seal, unseal
 from agent.errors import (
+    AwaitingApprovalError,
     BrambleError,
     BrokerUnreachableError,
     InviteRefusedError,
@@ -19,7 +20,7 @@ from agent.errors import (
     UnknownSenderError,
 )
 from agent.federation.invite import Invite
-from agent.federation.messages import Card, CharterNotice, JoinReply, JoinRequest
+from agent.federation.messages import Admission, Card, CharterNotice, JoinReply, JoinRequest
 from agent.federation.sealing import join_info, joined_info
 from agent.governance.charter import Charter
 from agent.transport.address import without_credentials
@@ -30,6 +31,9 @@ PATIENCE_SECONDS = 20.0
 ASK_AGAIN_SECONDS = 3.0
 """How long to wait for an answer before the same request is sent again: it, or its answer, may have been lost."""
 
+STEWARD_SECONDS = 30.0
+"""How long to wait at the door for a steward who is to approve: one may sit beside the newcomer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Door:
@@ -38,6 +42,8 @@ class Door:
     hub: PublicIdentity
     hub_name: str
     charter: Charter
+    operator: str = ""
+    admission: Admission = "automatic"
 
 
 class Newcomer:
@@ -51,6 +57,8 @@ class Newcomer:
         certificate_request: PKCS#10, DER, for the device's TLS key; none where no certificate is wanted.
         patience: seconds to wait for each answer.
         ask_again: seconds after which the request is sent again.
+        steward: seconds to wait for a steward's approval.
+        told_to_wait: called once, when the hub says that a steward is to approve.
     """
 
     def __init__(
@@ -63,6 +71,8 @@ class Newcomer:
         certificate_request: bytes = b"",
         patience: float = PATIENCE_SECONDS,
         ask_again: float = ASK_AGAIN_SECONDS,
+        steward: float = STEWARD_SECONDS,
+        told_to_wait: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._link = link
         self._invite = invite
@@ -71,6 +81,8 @@ class Newcomer:
         self._certificate_request = certificate_request
         self._patience = patience
         self._ask_again = ask_again
+        self._steward = steward
+        self._told_to_wait = told_to_wait
         self._refusal: ProtocolError | None = None  # of the last message that was passed over
         self._topics = Topics(invite.community.hex())
 
@@ -84,26 +96,33 @@ class Newcomer:
         await self._link.subscribe(self._topics.hub("card"))
         await self._link.subscribe(self._topics.hub("charter"))
         hub: PublicIdentity | None = None
-        name = ""
+        card: Card | None = None
         waiting: Unverified | None = None
         async for envelope in self._envelopes("card", "charter", within=self._patience):
             with self._passing_over():
                 if envelope.kind == "charter":
                     waiting = envelope
                 elif hub is None:
-                    card = Card.decode(envelope.claimed.body)
-                    hub, name = self._pinned(card, envelope), card.name
-                if hub is not None and waiting is not None:
+                    shown = Card.decode(envelope.claimed.body)
+                    hub, card = self._pinned(shown, envelope), shown
+                if hub is not None and card is not None and waiting is not None:
                     charter, waiting = waiting, None
-                    verify(charter, hub.verify_key)
-                    return Door(hub=hub, hub_name=name, charter=CharterNotice.decode(charter.claimed.body).charter)
+                    verify(charter, hub)
+                    return Door(
+                        hub=hub,
+                        hub_name=card.name,
+                        charter=CharterNotice.decode(charter.claimed.body).charter,
+                        operator=card.operator,
+                        admission=card.admission,
+                    )
         raise self._silence("show its card and charter")
 
     async def ask(self, door: Door) -> JoinReply:
-        """Ask to be let in.
+        """Ask to be let in; where a steward is to approve, wait a little for that.
 
         Raises:
             InviteRefusedError: the hub said no, with its reason.
+            AwaitingApprovalError: a steward has not approved yet. Asking again later goes on from there.
             BrokerUnreachableError: the hub did not answer.
             ProtocolError: nothing came but what cannot be trusted.
         """
@@ -121,6 +140,7 @@ class Newcomer:
         body = seal(door.hub.seal_key, request.encode(), join_info(invite.community, invite.invite, identity.id))
         request_topic = self._topics.join(invite.invite.hex(), identity.id)
         ends = time.monotonic() + self._patience
+        pending: JoinReply | None = None
         while (left := ends - time.monotonic()) > 0:
             envelope = sign(
                 identity, kind="join", community=invite.community, counter=0, time=int(time.time() * 1000), body=body
@@ -128,20 +148,29 @@ class Newcomer:
             await self._link.publish(request_topic, envelope)
             async for answer in self._envelopes("joined", within=min(left, self._ask_again)):
                 with self._passing_over():
-                    return self._accepted(door, answer)
+                    reply = self._answer(door, answer)
+                    if not reply.pending:
+                        return reply
+                    if pending is None:
+                        pending, ends = reply, time.monotonic() + self._steward
+                        self._told_to_wait(self._steward)
+        if pending is not None:
+            raise AwaitingApprovalError(
+                f"{door.charter.name!r} lets in whom a steward approves, and none has yet", advice=pending.advice
+            )
         raise self._silence("answer the request to join")
 
-    def _accepted(self, door: Door, answer: Unverified) -> JoinReply:
+    def _answer(self, door: Door, answer: Unverified) -> JoinReply:
         """Read the hub's answer.
 
         Raises:
             InviteRefusedError: it is no.
             ProtocolError: it is not the hub's, or not for this device.
         """
-        verify(answer, door.hub.verify_key)
+        verify(answer, door.hub)
         info = joined_info(self._invite.community, self._invite.invite, self._identity.id)
         reply = JoinReply.decode(unseal(self._identity, answer.claimed.body, info))
-        if not reply.accepted:
+        if not (reply.accepted or reply.pending):
             raise InviteRefusedError(f"the hub did not let this device in: {reply.message}", advice=reply.advice)
         return reply
 
@@ -183,7 +212,7 @@ class Newcomer:
                 "a hub at this broker is not the one the invite names",
                 advice="Ask for a new invite; if this repeats, somebody may be standing between you and the hub.",
             )
-        verify(envelope, hub.verify_key)
+        verify(envelope, hub)
         return hub
 
     def _silence(self, what: str) -> BrambleError:

@@ -1,7 +1,8 @@
 """Invites: one line that carries a newcomer to a community's hub.
 
 ``bramble1:`` and base64url of a canonical CBOR array, with the first four bytes of its SHA-256 behind it, so that a
-line that was cut or mistyped is told from one that the hub refuses.
+line that was cut or mistyped is told from one that the hub refuses. What is random or a hash travels as bytes, so that
+the line stays short enough for a QR code in a terminal of 80 columns.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from agent.errors import InvalidInviteError, MalformedMessageError
 
 PREFIX = "bramble1:"
 MAX_BYTES = 1024
+_BASE32_PADDING = "===="
 _ADVICE = "Ask the hub's operator for a new one (`bramble hub invite`), and paste the whole line."
 
 
@@ -61,7 +63,7 @@ class Invite:
             [
                 self.broker,
                 self.community,
-                self.hub,
+                base64.b32decode(self.hub.upper() + _BASE32_PADDING),
                 self.invite,
                 self.secret,
                 self.broker_password,
@@ -99,7 +101,7 @@ def parse_invite(line: str) -> Invite:
             case [
                 str(broker),
                 bytes(community),
-                str(hub),
+                bytes(hub),
                 bytes(name),
                 bytes(secret),
                 str(password),
@@ -111,12 +113,12 @@ def parse_invite(line: str) -> Invite:
                 raise InvalidInviteError("this invite is of a kind this version does not know", advice=_ADVICE)
     except (binascii.Error, ValueError, MalformedMessageError) as cause:
         raise InvalidInviteError("this invite is damaged", advice=_ADVICE) from cause
-    if (len(community), len(hub), len(name), len(secret)) != (16, 52, 8, 32) or len(authority) not in {0, 33}:
+    if (len(community), len(hub), len(name), len(secret)) != (16, 32, 8, 32) or len(authority) not in {0, 33}:
         raise InvalidInviteError("this invite is damaged: its parts have the wrong lengths", advice=_ADVICE)
     return Invite(
         broker=broker,
         community=community,
-        hub=hub,
+        hub=base64.b32encode(hub).decode().lower().rstrip("="),
         invite=name,
         secret=secret,
         broker_password=password,

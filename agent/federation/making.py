@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from agent.crypto.identity import Identity
+from agent.crypto.identity import Identity, Role
 from agent.errors import AlreadyInitialisedError
 from agent.paths import Home
 
 
-def make_keys(home: Home) -> Identity:
+def make_keys(home: Home, role: Role) -> Identity:
     """Give fresh keys, on the disk; those of an earlier attempt where it got no further than that."""
-    identity = Identity.generate()
+    identity = Identity.generate(role)
     try:
         identity.save(home.keys)
     except AlreadyInitialisedError:
-        return Identity.load(home.keys)
+        return Identity.load(home.keys, role)
     return identity
 
 

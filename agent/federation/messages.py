@@ -96,11 +96,23 @@ def _plain(value: Any) -> canonical.Value:
     return plain
 
 
+Admission = Literal["automatic", "approval"]
+"""Whether a hub lets in whoever holds an invite, or whom a steward has approved."""
+
+
 class Card(Body):
-    """Who the hub is. Retained; self-signed; its fingerprint is in every invite."""
+    """Who the hub is. Retained; self-signed; its fingerprint is in every invite.
+
+    Attributes:
+        name: of the community.
+        operator: who runs the hub, in the operator's own words; empty where they did not say.
+        admission: how newcomers are let in.
+    """
 
     name: Text
     public: Annotated[bytes, Field(max_length=4096)]
+    operator: Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)] = ""
+    admission: Admission = "automatic"
 
 
 class CharterNotice(Body):
@@ -123,12 +135,15 @@ class JoinReply(Body):
     """The hub's answer; sealed for the device.
 
     Attributes:
+        accepted: the device is a member.
+        pending: it is not yet: a steward is to approve it. Asking again later gives the same answer or a better one.
         certificate: DER, for the key of the request; empty where the community's broker asks for none.
         authority: DER of the certificate of whoever issued it.
         broker: URL of the broker for members; empty where it is the one of the invite.
     """
 
     accepted: bool
+    pending: bool = False
     username: Text = ""
     password: Text = ""
     message: Text = ""
@@ -314,6 +329,30 @@ class Receipt(Body):
     advice: Text = ""
 
 
+class Leave(Body):
+    """A device says that it takes part no more; what it sent and is not merged yet is not to be.
+
+    Attributes:
+        about: id of this message, which its receipt names.
+    """
+
+    about: Id16
+
+
+class StandingNotice(Body):
+    """The hub tells a device that it is no member any more.
+
+    Attributes:
+        standing: what it is.
+        reason: a steward's words, if any.
+        at: since when, Unix time, seconds.
+    """
+
+    standing: Literal["revoked"]
+    reason: Text = ""
+    at: Annotated[int, Field(ge=0)]
+
+
 KINDS: dict[str, type[Body]] = {
     "card": Card,
     "charter": CharterNotice,
@@ -327,5 +366,7 @@ KINDS: dict[str, type[Body]] = {
     "want": Want,
     "verdict": Verdict,
     "receipt": Receipt,
+    "leave": Leave,
+    "standing": StandingNotice,
 }
 """The body that belongs to each envelope kind."""

@@ -143,4 +143,4 @@ class Renewal:
         unverified = parse(payload)
         if unverified.community != self._community or unverified.kind != "certificate":
             raise MalformedMessageError("something else came than a certificate", advice="It was dropped.")
-        self.answered(Issued.decode(verify(unverified, self._hub.verify_key).body))
+        self.answered(Issued.decode(verify(unverified, self._hub).body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from agent.crypto import canonical
 from agent.crypto.identity import PublicIdentity
 from agent.data import consent
 from agent.errors import CorruptStateError, DiskFullError, NotInitialisedError, NotJoinedError, StateError
@@ -86,7 +88,20 @@ def _residuals_taken_up(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals, _moments, _residuals_taken_up)
+def _roles(connection: sqlite3.Connection) -> None:
+    """Public keys say which role they are for: those that were pinned are a hub's."""
+    row = connection.execute("SELECT value FROM facts WHERE key = 'membership'").fetchone()
+    if row is None:
+        return
+    membership = json.loads(bytes(row[0]))
+    match canonical.decode(base64.urlsafe_b64decode(membership["hub"]), max_bytes=2048):
+        case [bytes(verify_key), bytes(seal_key)]:
+            encoded = canonical.encode(["hub", verify_key, seal_key])
+            membership["hub"] = base64.urlsafe_b64encode(encoded).decode()
+            _set_fact(connection, "membership", json.dumps(membership).encode())
+
+
+MIGRATIONS: Sequence[Migration] = (_first_schema, _residuals, _moments, _residuals_taken_up, _roles)
 """Each takes the schema one version further; ``PRAGMA user_version`` counts them."""
 
 
@@ -214,8 +229,12 @@ class DeviceStore:
 
     def set_fact(self, key: str, value: bytes) -> None:
         """Keep one fact."""
-        with self.transaction() as connection:
-            _set_fact(connection, key, value)
+        with self.transaction():
+            self.put_fact(key, value)
+
+    def put_fact(self, key: str, value: bytes) -> None:
+        """Keep one fact (call inside :meth:`transaction`)."""
+        _set_fact(self.connection, key, value)
 
     @property
     def membership(self) -> Membership:
@@ -412,7 +431,7 @@ class DeviceStore:
             rows = self.connection.execute("SELECT candidate, before, after FROM verdicts").fetchall()
         return {str(row[0]): (float(row[1]), float(row[2])) for row in rows}
 
-    def withdraw_unsent(self) -> None:
+    def withdraw_unsent(self, reason: str = "consent-withdrawn") -> None:
         """Take every update that the hub has not counted yet out of the outbox (call inside :meth:`transaction`).
 
         What updates left over and the optimiser's moments come from the same text, so they are forgotten too.
@@ -423,7 +442,7 @@ class DeviceStore:
         for record in self.rounds():
             if record.state == "sending":
                 waiting.done_transfer(record.transfer)
-                self.settle(bytes.fromhex(record.transfer), state="refused", reason="consent-withdrawn")
+                self.settle(bytes.fromhex(record.transfer), state="refused", reason=reason)
 
     def settle(self, about: bytes, *, state: Literal["counted", "refused"], reason: str = "") -> None:
         """Write down what the hub said of an update or a verdict (call inside :meth:`transaction`).

@@ -14,6 +14,11 @@ WHAT_IS_SENT = (
     "how many tokens and steps it was trained on",
     "the mean loss of a candidate on the text you held back: two numbers",
 )
+WHAT_THE_OPERATOR_SEES = (
+    "your device's id, its nickname, its group, and when it joined and sent something",
+    "each update of your device by itself, before it is merged with others'",
+    "the address that you connect from, where the operator runs the broker too",
+)
 WHAT_IS_NOT_SENT = ("your text, or any part of it", "file names or paths", "your personal adapter")
 
 

@@ -11,14 +11,12 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
-from functools import partial
 
-from agent.crypto.passwords import check_password
 from agent.errors import BrokerUnreachableError
 from agent.events import Events
+from agent.hub.doorkeeper import Doorkeeper
 from agent.hub.store import open_store
 from agent.paths import Home, explained_disk
-from agent.transport.access import allowed
 from agent.transport.address import BrokerAddress
 from agent.transport.embedded import run_broker
 
@@ -65,19 +63,11 @@ async def serve(home: Home, *, port: int = 0) -> None:
         port: on loopback; 0 takes the one that the hub's configuration names, or any free one.
     """
     with open_store(home) as store:
-        config = store.config
-    wanted = port or configured_port(config.broker)
-    async with run_broker(
-        authenticate=partial(check_password, bytes.fromhex(config.broker_secret)),
-        allowed=partial(_allowed, config.community),
-        port=wanted,
-    ) as running:
-        print(json.dumps({"event": "broker-ready", "url": running.url}), flush=True)  # noqa: T201 (its result)
-        await asyncio.Event().wait()
-
-
-def _allowed(community: str, user: str, action: object, topic: str) -> bool:
-    return allowed(user, action, topic, community)  # type: ignore[arg-type]
+        wanted = port or configured_port(store.config.broker)
+        doorkeeper = Doorkeeper(store)
+        async with run_broker(authenticate=doorkeeper.authenticate, allowed=doorkeeper.allowed, port=wanted) as running:
+            print(json.dumps({"event": "broker-ready", "url": running.url}), flush=True)  # noqa: T201 (its result)
+            await asyncio.Event().wait()
 
 
 def configured_port(url: str) -> int:

@@ -81,12 +81,12 @@ class Hub:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        self._reception.load()
         self._link.on_state(self._link_changed)
         async with self._link:
             topics = self._publisher.topics
             await self._link.subscribe(topics.all_joins())
             await self._link.subscribe(topics.all_from())
+            await self._reception.notice_decisions()
             self._publisher.started()
             self._conductor.resume()
             broker = without_credentials(self._config.broker)
@@ -106,6 +106,7 @@ class Hub:
         """Move the rounds on when something came in, and look at the clock now and then."""
         while True:
             self._look.clear()
+            await self._reception.notice_decisions()
             await self._conductor.advance()
             self._reception.tidy()
             with contextlib.suppress(TimeoutError):

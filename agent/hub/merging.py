@@ -62,7 +62,7 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     Raises:
         MergeError: there is no update, or their sum cannot be decomposed.
         UnreadableUpdateError: an update was damaged on the disk, or was kept by another version. Nothing was changed.
-        RoundMovedError: an operator went back to another release meanwhile; nothing was changed.
+        RoundMovedError: an operator went back to another release meanwhile, or put a device out; nothing was changed.
     """
     started = time.monotonic()
     config, line = store.config, store.line()
@@ -72,6 +72,9 @@ def merge_round(store: HubStore, blobs: BlobStore, state: RoundState, *, now: fl
     rows = store.updates_in(state.number, "waiting")
     if not rows:
         raise MergeError(f"round {state.number} has no update to merge", advice="Wait for devices to send some.")
+    if len(rows) < rules.quorum and store.updates_in(state.number, "withdrawn"):
+        words = f"only {len(rows)} updates are left of round {state.number}, since devices left or were revoked"
+        raise MergeError(words, advice=f"The charter wants {rules.quorum} at least. The next round begins.")
     weights = merge_weights(
         [row.tokens for row in rows], [staleness(line, row.start) for row in rows], power=rules.staleness_power
     )

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import Connection, text
 
-from agent.errors import StateError
+from agent.crypto import canonical
+from agent.errors import CorruptStateError, StateError
 from agent.hub import tables
 from agent.hub.database import Database, get_fact, set_fact
 from agent.paths import BlobStore, exclusive
@@ -70,7 +71,39 @@ def _second_schema(connection: Connection, blobs: BlobStore) -> None:
             set_fact(connection, "round", json.dumps({**state, "phase": outcome}).encode())
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: _second_schema}
+_TO_THIRD = (
+    "ALTER TABLE invites ADD COLUMN uses INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE invites ADD COLUMN member_group VARCHAR(32) NOT NULL DEFAULT ''",
+    "ALTER TABLE invites ADD COLUMN taken_back BIGINT NOT NULL DEFAULT 0",
+    "ALTER TABLE devices ADD COLUMN standing VARCHAR(16) NOT NULL DEFAULT 'member'",
+    "ALTER TABLE devices ADD COLUMN member_group VARCHAR(32) NOT NULL DEFAULT ''",
+    "ALTER TABLE devices ADD COLUMN changed BIGINT NOT NULL DEFAULT 0",
+    "ALTER TABLE devices ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE devices ADD COLUMN successor VARCHAR(64) NOT NULL DEFAULT ''",
+    "UPDATE devices SET changed = joined",
+    """UPDATE invites SET uses = uses_left + (
+        SELECT count(*) FROM devices WHERE devices.invite = invites.invite)""",
+)
+
+
+def _third_schema(connection: Connection, _blobs: BlobStore) -> None:
+    """Members have a standing and a group, invites can be taken back; public keys say which role they are for."""
+    for statement in _TO_THIRD:
+        connection.execute(text(statement))
+    for device, public in connection.execute(text("SELECT device, public FROM devices")).all():
+        values = {"device": device, "public": canonical.encode(["device", *_keys(bytes(public))])}
+        connection.execute(text("UPDATE devices SET public = :public WHERE device = :device"), values)
+
+
+def _keys(public: bytes) -> list[bytes]:
+    match canonical.decode(public, max_bytes=2048):
+        case [bytes(verify_key), bytes(seal_key)]:
+            return [verify_key, seal_key]
+        case _:
+            raise CorruptStateError("a member's keys cannot be read", advice="Restore the database from a backup.")
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _second_schema, 2: _third_schema}
 """By the version that each begins with."""
 
 

@@ -57,7 +57,7 @@ def run_hub_process(home: Home, *, events: Events, metrics: str | None = None, w
     """
     with open_store(home) as store, exclusive(home):
         home.remove_unfinished()
-        identity = Identity.load(home.keys)
+        identity = Identity.load(home.keys, "hub")
         run_until_signalled(_run(store, identity, events, metrics), with_parent=with_parent)
 
 
@@ -96,5 +96,5 @@ async def _run(store: HubStore, identity: Identity, events: Events, metrics: str
         )
         url = await ready
         if url != config.broker:
-            store.save_config(config.model_copy(update={"broker": url}))
+            store.change_config(broker=url)
         await run(url)

@@ -119,7 +119,13 @@ class Publisher:
 
     async def introduce(self) -> None:
         """Publish the retained card and charter."""
-        card = Card(name=self._config.name, public=self._identity.public.encode())
+        config = self._store.config  # a steward may have changed how newcomers are let in
+        card = Card(
+            name=config.name,
+            public=self._identity.public.encode(),
+            operator=config.operator,
+            admission=config.admission,
+        )
         charter = CharterNotice(charter=self._config.charter)
         for kind, body in (("card", card), ("charter", charter)):
             await self.send(self.topics.hub(kind), self.envelope(kind, body.encode()), retain=True)
@@ -175,6 +181,8 @@ class Publisher:
             self._wished.discard((request.device, request.want.adapter))
             release = self._store.release(request.want.adapter)
             receiver = device_key.get(request.device)
+            if receiver is not None and not self._store.is_member(request.device):
+                receiver = None  # it was put out while it waited: no release is sealed for it from then on
             if release is not None and release.served and receiver is not None:
                 try:
                     await self._send(release, receiver, request.want)

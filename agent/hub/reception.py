@@ -13,28 +13,29 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from agent.crypto.envelope import Unverified, parse, verify
-from agent.crypto.identity import Identity, PublicIdentity
+from agent.crypto.envelope import Envelope, Unverified, parse
+from agent.crypto.identity import Identity
 from agent.crypto.replay import ReplayWindow
 from agent.crypto.sealing import SealKey, seal
 from agent.errors import (
     BrambleError,
     MalformedMessageError,
     ProtocolError,
-    ReplayedMessageError,
     UnknownSenderError,
     WrongCommunityError,
 )
 from agent.events import Events, Value
-from agent.federation.messages import Chunk, Issued, Offer, Receipt, Renew, Verdict, Want
+from agent.federation.messages import Chunk, Issued, Leave, Offer, Receipt, Renew, Verdict, Want
 from agent.federation.sealing import joined_info
 from agent.hub.admission import consider
 from agent.hub.gate import Judgement
 from agent.hub.inbox import Inbox, Outcome, RoundContext
 from agent.hub.issuing import renewed
+from agent.hub.members import Decided, DeviceRow
 from agent.hub.merge.rule import load_rule
 from agent.hub.placing import RoundTerms, Situation
 from agent.hub.publishing import Publisher, Request
+from agent.hub.register import Register
 from agent.hub.store import HubStore
 from agent.llm.adapter import from_bytes
 from agent.paths import BlobStore
@@ -103,11 +104,11 @@ class Reception:
         self._community = bytes.fromhex(self._config.community)
         self._rule = load_rule(self._config.charter.merge_rule)
         self._inbox = Inbox(store=store, blobs=blobs, directory=store.home.inbox, community=self._community)
-        self._windows: dict[str, ReplayWindow] = {}
         self._context: RoundContext | None = None
         self._tidied: frozenset[int] | None = None
         self._queue: asyncio.Queue[Message] = asyncio.Queue(MAX_QUEUED)
-        self.known: dict[str, PublicIdentity] = {}
+        self._register = Register(store)
+        self.known = self._register.known
         self.received_bytes = 0
 
     @property
@@ -115,11 +116,14 @@ class Reception:
         """How many messages wait to be handled."""
         return self._queue.qsize()
 
-    def load(self) -> None:
-        """Learn who is enrolled."""
-        for row in self._store.devices():
-            self.known[row.device] = row.public
-            self._windows[row.device] = row.replay
+    async def notice_decisions(self) -> None:
+        """Learn what stewards decided meanwhile, and tell devices that were revoked; at first, who is enrolled."""
+        with self._store.transaction():
+            revoked = self._register.refresh()
+        batch = Batch()
+        for device in revoked:
+            self._tell_revoked(device, batch)
+        await self._say(batch)
 
     def tidy(self) -> None:
         """Remove what lies on the disk of updates that cannot count any more; looked for when a round is over."""
@@ -151,6 +155,8 @@ class Reception:
     async def _handle_all(self, messages: list[Message]) -> None:
         batch = Batch()
         with self._store.transaction():
+            for device in self._register.refresh():
+                self._tell_revoked(device, batch)
             for message in messages:
                 self._handle_one(message, batch)
             self._store.save_replay(batch.windows)
@@ -158,6 +164,10 @@ class Reception:
             message.ack()
         for tidy in batch.tidied:
             tidy()
+        await self._say(batch)
+
+    async def _say(self, batch: Batch) -> None:
+        """Tell of a batch that is on the disk, and send its answers."""
         for event, text, fields in batch.said:
             self._events.say(event, text, **fields)
         if batch.counted:
@@ -200,38 +210,31 @@ class Reception:
 
     def _admit(self, unverified: Unverified, invite: str, batch: Batch) -> None:
         admission = consider(self._store, self._identity, unverified, invite=invite, now=int(self._clock()))
-        public = admission.public
-        if admission.is_new:
-            self.known[public.id] = public
-            self._windows.setdefault(public.id, ReplayWindow())
-            batch.say(
-                "device-joined",
-                f"device {public.short_id} ({admission.nickname}) joined",
-                device=public.id,
-                nickname=admission.nickname,
-            )
-        elif not admission.reply.accepted:
+        public, outcome = admission.public, admission.outcome
+        if outcome == "admitted":
+            self._register.note(public.id)
+            words = f"device {public.short_id} ({admission.nickname}) joined"
+            batch.say("device-joined", words, device=public.id, nickname=admission.nickname)
+        elif outcome == "applied":
+            self._register.note(public.id)
+            words = f"device {public.short_id} ({admission.nickname}) asks to be let in: `bramble hub members`"
+            batch.say("device-pending", words, device=public.id, nickname=admission.nickname)
+        elif outcome not in {"member", "pending"}:
             words = f"device {public.short_id} was not let in: {admission.reply.message}"
-            batch.say("join-refused", words, device=public.id)
+            batch.say("join-refused", words, device=public.id, reason=outcome)
         info = joined_info(self._community, bytes.fromhex(invite), public.id)
         body = seal(public.seal_key, admission.reply.encode(), info)
         batch.answers.append((self._publisher.topics.joined(invite, public.id), "joined", body))
 
     def _from_member(self, unverified: Unverified, topic: ParsedTopic, batch: Batch) -> None:
         device = unverified.sender
-        public, window = self.known.get(device), self._windows.get(device)
-        if public is None or window is None:
-            raise UnknownSenderError(
-                f"{device[:10]} is not a member of this community", advice="It must join with an invite first."
-            )
-        envelope = verify(unverified, public.verify_key)
+        former = self._register.former(unverified)
+        if former is not None:
+            self._from_former(*former, batch)
+        envelope, window = self._register.hear(unverified)
         if envelope.kind != (topic.kind or "renew"):
             raise MalformedMessageError(
                 f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
-            )
-        if window.check(envelope.counter) != "new":
-            raise ReplayedMessageError(
-                f"message {envelope.counter} of {device[:10]} was seen before, or is too old", advice="It was dropped."
             )
         if envelope.kind == "renew":
             self._renew(device, topic, Renew.decode(envelope.body), batch)
@@ -239,6 +242,32 @@ class Reception:
             self._dispatch(device, envelope.kind, envelope.body, batch)
         window.accept(envelope.counter)
         batch.windows[device] = window
+
+    def _from_former(self, row: DeviceRow, envelope: Envelope, batch: Batch) -> None:
+        """Answer a device that is out: its answer may have been lost, or nobody told it. Nothing is changed."""
+        self._tell_revoked(row.device, batch)
+        if row.standing == "left" and envelope.kind == "leave":
+            batch.answers.append(self._answer(row.device, _done(Leave.decode(envelope.body))))
+
+    def _left(self, device: str, leave: Leave, batch: Batch) -> None:
+        done = self._store.leave(device, now=int(self._clock()))
+        self._register.note(device)
+        self._forget_work(done, batch)
+        words = (
+            f"device {device[:10]} ({done.row.nickname}) left; {len(done.dropped.waiting)} of its updates are dropped"
+        )
+        batch.counted = True
+        batch.say("device-left", words, device=device, dropped=len(done.dropped.waiting))
+        batch.answers.append(self._answer(device, _done(leave)))
+
+    def _forget_work(self, done: Decided, batch: Batch) -> None:
+        batch.tidied += [partial(self._blobs.discard, update) for update in done.dropped.waiting]
+
+    def _tell_revoked(self, device: str, batch: Batch) -> None:
+        notice = self._register.notice(device, now=self._clock())
+        if notice is not None:
+            batch.say("device-revoked", f"device {device[:10]} is told that it was revoked", device=device)
+            batch.answers.append((self._publisher.topics.to(device, "standing"), "standing", notice.encode()))
 
     def _dispatch(self, device: str, kind: str, body: bytes, batch: Batch) -> None:
         if kind == "offer":
@@ -249,6 +278,8 @@ class Reception:
             self._wanted(device, Want.decode(body), batch)
         elif kind == "verdict":
             self._judged(device, Verdict.decode(body), batch)
+        elif kind == "leave":
+            self._left(device, Leave.decode(body), batch)
         else:
             raise MalformedMessageError(f"the hub knows no message of kind {kind}", advice="It was dropped.")
 
@@ -362,3 +393,7 @@ class Reception:
 
     def _answer(self, device: str, receipt: Receipt) -> tuple[str, str, bytes]:
         return self._publisher.topics.to(device, "receipt"), "receipt", receipt.encode()
+
+
+def _done(leave: Leave) -> Receipt:
+    return Receipt(about=leave.about, state="done")

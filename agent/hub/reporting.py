@@ -16,7 +16,7 @@ from agent.transport.address import without_credentials
 def hub_status(store: HubStore) -> dict[str, Any]:
     """Everything about the rounds, for `bramble hub status`."""
     config, state = store.config, store.round_state()
-    rules = config.charter.rounds
+    rules, everybody = config.charter.rounds, store.everybody()
     found: dict[str, Any] = {
         "name": config.name,
         "community": config.community,
@@ -26,7 +26,12 @@ def hub_status(store: HubStore) -> dict[str, Any]:
         "phase": state.phase if state else "not started",
         "deadline": round(state.deadline) if state else None,
         "release": store.current().manifest.number,
-        "devices": [{"device": row.device, "nickname": row.nickname, "joined": row.joined} for row in store.devices()],
+        "devices": [
+            {"device": row.device, "nickname": row.nickname, "joined": row.joined, "group": row.group}
+            for row in everybody
+            if row.standing == "member"
+        ],
+        "pending": sum(row.standing == "pending" for row in everybody),
         "releases": [
             {
                 "number": row.manifest.number,
@@ -82,7 +87,7 @@ def round_report(store: HubStore, number: int) -> dict[str, Any]:
     row = rows[0]
     merged: Mapping[str, Any] = row["report"]
     weighed = {item["update"]: item for item in merged.get("updates", [])}
-    names = {device.device: device.nickname for device in store.devices()}
+    names = {device.device: device.nickname for device in store.everybody()}
     verdicts = store.verdicts_of(number)
     here = [update for state in ("waiting", "merged", "spent") for update in store.updates_in(number, state)]
     elsewhere = [update for update in store.updates(number) if update.merge != number or update.state == "superseded"]

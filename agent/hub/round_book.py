@@ -2,15 +2,15 @@
 
 An update is ``waiting`` until the merge that it counts in, and ``merged`` from then on, whatever the gate says of the
 candidate. It is ``superseded`` where a newer one of the same device counts in the same merge, ``withdrawn`` where what
-it started from was rolled back, and ``spent`` where it or its round could not be merged. None of these is ever left
-again, so an update counts once or not at all.
+it started from was rolled back or its device is no member any more, and ``spent`` where it or its round could not be
+merged. None of these is ever left again, so an update counts once or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -71,6 +71,21 @@ class RoundKey:
     start_release: int
     seal_seed: bytes
     draw: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a device had sent that does not count any more.
+
+    Attributes:
+        waiting: its updates that waited for a merge, by id.
+        on_trial: its updates in the candidate that is tried now. They stay in it: a sum cannot be taken apart.
+        released: its updates in releases that stand.
+    """
+
+    waiting: tuple[str, ...] = ()
+    on_trial: int = 0
+    released: int = 0
 
 
 class RoundBook(Database):
@@ -166,7 +181,9 @@ class RoundBook(Database):
             heard = select(said.device).where(said.candidate == candidate)
             verdicts = connection.execute(select(func.count()).select_from(heard.subquery())).scalar_one()
             silent = select(func.count()).where(column.merge == state.number, column.state == "merged")
-            unheard = connection.execute(silent.where(column.device.not_in(heard))).scalar_one()
+            gone = select(tables.devices.c.device).where(tables.devices.c.standing != "member")
+            silent = silent.where(column.device.not_in(heard), column.device.not_in(gone))
+            unheard = connection.execute(silent).scalar_one()
             return Tally(verdicts=verdicts, unheard=unheard)
 
     # --- updates -----------------------------------------------------------------------------------------------
@@ -361,6 +378,34 @@ def withdraw_updates(connection: Connection, starts: Sequence[str], *, merge: in
     newest = select(func.max(other.c.round)).where(other.c.device == column.device, other.c.state == "waiting")
     connection.execute(waiting.where(column.round < newest.scalar_subquery()).values(state="superseded"))
     connection.execute(waiting.values(merge=merge))
+
+
+def drop_work(connection: Connection, device: str) -> Dropped:
+    """Let nothing count any more that a device sent and that is not merged yet, its word in a trial included."""
+    column, said, made = tables.updates.c, tables.verdicts.c, tables.releases.c
+    mine = column.device == device
+    waiting = tuple(connection.execute(select(column.update_id).where(mine, column.state == "waiting")).scalars())
+    connection.execute(update(tables.updates).where(mine, column.state == "waiting").values(state="withdrawn"))
+    candidates = select(made.sha256).where(made.state == "candidate")
+    connection.execute(delete(tables.verdicts).where(said.device == device, said.candidate.in_(candidates)))
+
+    def merged_in(state: str) -> int:
+        rounds = select(made.round).where(made.state == state)
+        query = select(func.count()).where(mine, column.state == "merged", column.merge.in_(rounds))
+        return int(connection.execute(query).scalar_one())
+
+    return Dropped(waiting, merged_in("candidate"), merged_in("promoted"))
+
+
+def require_waiting(connection: Connection, merge: int, updates: Collection[str]) -> None:
+    """Look that everything that was merged still waits for it.
+
+    Raises:
+        RoundMovedError: something was withdrawn meanwhile: its device left, or was revoked.
+    """
+    waiting = connection.execute(select(tables.updates.c.update_id).where(*_waiting(merge))).scalars()
+    if not set(waiting).issuperset(updates):
+        raise RoundMovedError("an update was withdrawn while it was merged", advice="It is merged again without it.")
 
 
 def _trim_refusals(connection: Connection) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.crypto.identity import Identity
+from agent.crypto import keyfile
 from agent.crypto.passwords import derive_password
 from agent.crypto.sealing import KEY_BYTES
 from agent.errors import AlreadyInitialisedError, SettingsError
 from agent.federation.invite import Invite
 from agent.federation.making import make_keys, whole_database
-from agent.federation.messages import Manifest
+from agent.federation.messages import Admission, Manifest
 from agent.governance.charter import Charter
 from agent.hub.issuing import authority_of
 from agent.hub.store import HubConfig, ReleaseRow, create_store, open_store
@@ -34,6 +34,8 @@ class HubPlan:
         device_broker: URL of the same broker as devices reach it, with an account for them; none for ``broker``.
         last_round: close the community after it; none for never.
         keep_releases: how many of the newest releases can be gone back to.
+        admission: whether whoever holds an invite is let in at once, or when a steward has approved.
+        operator: who runs the hub; newcomers see it.
     """
 
     name: str
@@ -45,6 +47,8 @@ class HubPlan:
     allow_plaintext: bool = False
     heartbeat_seconds: float = 60.0
     keep_releases: int = 10
+    admission: Admission = "automatic"
+    operator: str = ""
 
 
 def describe_base(path: Path) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
         base_sha256=plan.charter.base_sha256,
     )
     home.create()
-    make_keys(home)
+    make_keys(home, "hub")
     config = HubConfig(
         name=plan.name,
         community=secrets.token_hex(16),
@@ -106,6 +110,8 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
         base_path=str(plan.base.resolve()),
         last_round=plan.last_round,
         keep_releases=plan.keep_releases,
+        admission=plan.admission,
+        operator=plan.operator,
         charter=plan.charter,
     )
     data = first.to_bytes()
@@ -124,13 +130,19 @@ def create_hub(home: Home, plan: HubPlan, *, port: int = 0) -> HubConfig:
     return config
 
 
-def make_invite(home: Home, *, uses: int, expires_seconds: float) -> Invite:
+def make_invite(home: Home, *, uses: int, expires_seconds: float, group: str = "") -> Invite:
     """Give out an invite.
+
+    Args:
+        home: the hub's.
+        uses: devices that it lets in.
+        expires_seconds: from now.
+        group: which they are put into; empty for none.
 
     Raises:
         SettingsError: the embedded broker has no port yet, because the hub was never started.
     """
-    identity = Identity.load(home.keys)
+    public = keyfile.read(home.keys, "hub").public
     with open_store(home) as store:
         config = store.config
         if config.embedded and config.broker.endswith(":0"):
@@ -140,12 +152,12 @@ def make_invite(home: Home, *, uses: int, expires_seconds: float) -> Invite:
             )
         name, secret = secrets.token_bytes(8), secrets.token_bytes(32)
         expires = int(time.time() + expires_seconds)
-        store.add_invite(name.hex(), secret, uses=uses, expires=expires)
+        store.add_invite(name.hex(), secret, uses=uses, expires=expires, group=group)
     user = join_user(name.hex())
     return Invite(
         broker=config.device_broker or config.broker,
         community=bytes.fromhex(config.community),
-        hub=identity.public.fingerprint(),
+        hub=public.fingerprint(),
         invite=name,
         secret=secret,
         broker_password=derive_password(bytes.fromhex(config.broker_secret), user) if config.embedded else "",

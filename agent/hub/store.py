@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.errors import NotInitialisedError
+from agent.federation.messages import Admission
 from agent.governance.charter import Charter
 from agent.hub.database import make_engine
 from agent.hub.members import DeviceRow, Members
@@ -38,6 +39,8 @@ class HubConfig(BaseModel):
         heartbeat_seconds: how often the retained messages are published again, in case one was damaged or lost.
         broker_secret: hex; what the embedded broker's passwords are derived from.
         last_round: after which the community closes; none for never.
+        admission: whether whoever holds an invite is let in at once, or when a steward has approved.
+        operator: who runs the hub, in the operator's own words; newcomers see it.
         keep_releases: how many of the newest releases are kept, with what their merges left over, to go back to.
     """
 
@@ -58,6 +61,8 @@ class HubConfig(BaseModel):
     base_path: str
     last_round: int | None
     keep_releases: int = Field(default=10, ge=1)
+    admission: Admission = "automatic"
+    operator: str = Field(default="", max_length=200)
     charter: Charter
 
     @property
@@ -82,6 +87,13 @@ class HubStore(Members, RoundBook, ReleaseBook):
     def save_config(self, config: HubConfig) -> None:
         """Replace what the hub was set up with."""
         self.set_fact("config", config.model_dump_json().encode())
+
+    def change_config(self, **changes: object) -> HubConfig:
+        """Change some of what the hub was set up with, and leave the rest as it is now."""
+        with self.transaction():
+            changed = self.config.model_copy(update=changes)
+            self.save_config(changed)
+        return changed
 
 
 def hub_blobs(home: Home) -> BlobStore:

@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised with every change of a table; `agent/hub/migrations.py` brings older databases up."""
 
 metadata = MetaData()
@@ -37,6 +37,11 @@ invites = Table(
     Column("uses_left", Integer, nullable=False),
     Column("expires", BigInteger, nullable=False, comment="Unix time, seconds"),
     Column("created", BigInteger, nullable=False),
+    Column("uses", Integer, nullable=False, server_default="0", comment="devices it lets in, all in all"),
+    Column("member_group", String(32), nullable=False, server_default="", comment="of those it lets in"),
+    Column(
+        "taken_back", BigInteger, nullable=False, server_default="0", comment="Unix time, seconds; 0 where it is not"
+    ),
 )
 
 devices = Table(
@@ -48,6 +53,11 @@ devices = Table(
     Column("invite", String(16), nullable=False),
     Column("joined", BigInteger, nullable=False),
     Column("replay", LargeBinary, nullable=False, comment="anti-replay window of the device's counters"),
+    Column("standing", String(16), nullable=False, server_default="member", comment="see agent/hub/members.py"),
+    Column("member_group", String(32), nullable=False, server_default=""),
+    Column("changed", BigInteger, nullable=False, server_default="0", comment="Unix time of its standing, seconds"),
+    Column("reason", Text, nullable=False, server_default="", comment="a steward's words"),
+    Column("successor", String(64), nullable=False, server_default="", comment="the id that came after this one"),
 )
 
 rounds = Table(

@@ -161,6 +161,11 @@ class Outbox:
             self._connection.executemany("DELETE FROM outbox WHERE id = ?", gone)
         return len(gone)
 
+    def clear(self) -> None:
+        """Let go of everything that is owed: the device leaves, and its hub is to count nothing more of it."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM outbox")
+
     @property
     def count(self) -> int:
         """Messages waiting."""

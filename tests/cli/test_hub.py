@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import segno
 from click.testing import CliRunner
 
 from agent.cli.hub import hub
+from agent.cli.hub_members import QR_BORDER
+from agent.crypto.identity import Identity
 from agent.errors import SettingsError, StateError
+from agent.federation.invite import parse_invite
+from agent.hub.setup import make_invite
 from agent.paths import exclusive
 from tests.hub.desk import Desk, make_desk
 
@@ -154,3 +160,51 @@ def test_closed_community_is_said_to_be_closed_also_after_going_back(tmp_path: P
     assert "next one starts" not in text
     assert "release 0 stands" in said(desk, "status")
     desk.close()
+
+
+def test_invites_are_listed_and_taken_back(desk: Desk) -> None:
+    made = told(desk, "invite", "--uses", "3", "--group", "pis")
+    assert parse_invite(made["invite"]).invite.hex() == made["id"]
+    listed = told(desk, "invites")[-1]
+    assert (listed["state"], listed["used"], listed["uses"], listed["group"]) == ("open", 0, 3, "pis")
+    text = said(desk, "invite", "revoke", made["id"][:6])
+    assert "0 of 3 uses" in text
+    assert told(desk, "invites")[-1]["state"] == "taken-back"
+    assert "taken-back" in said(desk, "invites")
+    with pytest.raises(StateError, match="no invite begins"):
+        said(desk, "invite", "revoke", "ffff-nothing")
+
+
+def test_invite_is_one_line_on_standard_output_without_a_terminal(desk: Desk) -> None:
+    done = CliRunner().invoke(hub, ["invite", "--home", str(desk.home.root)], catch_exceptions=False)
+    (line,) = done.stdout.splitlines()
+    assert parse_invite(line)
+    assert "Pass it on privately" in done.stderr
+    assert "\N{FULL BLOCK}" not in done.output
+
+
+def test_qr_code_of_an_invite_fits_a_terminal_of_80_columns(desk: Desk) -> None:
+    long_broker = "mqtts://devices:a-long-password-of-theirs@broker.example.org:8883"
+    line = replace(make_invite(desk.home, uses=1, expires_seconds=60), broker=long_broker, broker_password="p" * 43)
+    width, _ = segno.make(line.encode(), error="l", micro=False).symbol_size(border=QR_BORDER)
+    assert width <= 80
+
+
+def test_stewards_see_who_waits_and_decide(desk: Desk) -> None:
+    waits = Identity.generate().public
+    desk.store.add_invite("a", bytes(32), uses=1, expires=2**40)
+    desk.store.admit(waits, nickname="new", invite="a", now=5, approval=True)
+    assert told(desk, "admission") == {"admission": "automatic"}
+    assert told(desk, "admission", "approval") == {"admission": "approval"}
+    assert told(desk, "members")["devices"][0]["standing"] == "pending"
+    text = said(desk, "members")
+    assert "bramble hub approve" in text
+    assert waits.id[:10] in text
+    assert "1 more wait for approval" in said(desk, "status")
+    assert "is a member now" in said(desk, "approve", waits.id[:8])
+    text = said(desk, "revoke", waits.id[:8], "--reason", "it was stolen")
+    assert "no release from now on is sealed for it" in text
+    assert "it was stolen" in said(desk, "members")
+    assert f"did revoke {waits.id[:10]} new (it was stolen)" in said(desk, "status")
+    with pytest.raises(StateError, match="is revoked"):
+        said(desk, "approve", waits.id)

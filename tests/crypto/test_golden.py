@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def test_an_identity_follows_from_its_seeds(golden: dict[str, Any], identity: Id
     assert identity.id == kept["id"]
     assert identity.public.encode().hex() == kept["public"]
     assert PublicIdentity.decode(bytes.fromhex(kept["public"])).fingerprint() == kept["fingerprint"]
+    as_hub = replace(identity.public, role="hub")
+    assert as_hub.fingerprint() == kept["fingerprint_as_hub"]
 
 
 def test_an_envelope_has_these_bytes(golden: dict[str, Any], identity: Identity) -> None:
@@ -48,7 +51,7 @@ def test_an_envelope_has_these_bytes(golden: dict[str, Any], identity: Identity)
     assert wire.hex() == kept["wire"]
     unverified = parse(bytes.fromhex(kept["wire"]))
     assert unverified.digest.hex() == kept["digest"]
-    assert verify(unverified, identity.public.verify_key).body.hex() == kept["body"]
+    assert verify(unverified, identity.public).body.hex() == kept["body"]
 
 
 def test_a_stream_has_these_bytes(golden: dict[str, Any]) -> None:

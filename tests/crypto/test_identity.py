@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.crypto.identity import Identity, PublicIdentity, device_id, is_device_id, verify_signature
+from agent.crypto.identity import Identity, PublicIdentity, Role, device_id, is_device_id
+from agent.crypto.sealing import SealKey
 from agent.errors import (
     AlreadyInitialisedError,
     CorruptStateError,
@@ -30,11 +31,21 @@ def test_the_id_is_the_hash_of_the_public_key_in_base32() -> None:
 def test_what_it_signs_is_its_own() -> None:
     identity, other = Identity.generate(), Identity.generate()
     signature = identity.sign(b"message")
-    assert verify_signature(identity.public.verify_key, signature, b"message")
-    assert not verify_signature(identity.public.verify_key, signature, b"messagf")
-    assert not verify_signature(other.public.verify_key, signature, b"message")
-    assert not verify_signature(b"short", signature, b"message")
-    assert not verify_signature(identity.public.verify_key, b"", b"message")
+    assert identity.public.has_signed(signature, b"message")
+    assert not identity.public.has_signed(signature, b"messagf")
+    assert not other.public.has_signed(signature, b"message")
+    assert not identity.public.has_signed(b"", b"message")
+
+
+@pytest.mark.parametrize("role", ["hub", "fleet-manager"])
+def test_keys_of_one_role_sign_nothing_that_another_role_could_have_said(role: Role) -> None:
+    device = Identity.generate()
+    signing, seal = device.seeds
+    other = Identity(signing_seed=signing, seal_key=SealKey.from_seed(seal), role=role)
+    assert not other.public.has_signed(device.sign(b"message"), b"message")
+    assert other.public.has_signed(other.sign(b"message"), b"message")
+    assert other.public.fingerprint() != device.public.fingerprint()
+    assert PublicIdentity.decode(other.public.encode()).role == role
 
 
 def test_saved_keys_load_as_the_same_identity(tmp_path: Path) -> None:
@@ -88,7 +99,7 @@ def test_no_keys_is_said_so(tmp_path: Path) -> None:
 def test_damaged_keys_are_said_so(tmp_path: Path, damage: str) -> None:
     path = Identity.generate().save(tmp_path)
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:-1], "empty": b"", "other": b"\xa0", "long": data + bytes(2000)}[damage])
+    path.write_bytes({"cut": data[:-1], "empty": b"", "other": b"\xa0", "long": data + bytes(9000)}[damage])
     with pytest.raises(CorruptStateError):
         Identity.load(tmp_path)
 

@@ -82,7 +82,7 @@ def make_disks(directory: Path, plan: Plan, *, base: Path, urls: Mapping[str, st
         membership = Membership(
             community=community,
             broker=urls[name],
-            hub=Identity.load(hub.keys).public.encode(),
+            hub=Identity.load(hub.keys, "hub").public.encode(),
             username="",
             password="",
             base=base,

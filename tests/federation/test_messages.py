@@ -15,9 +15,11 @@ from agent.federation.messages import (
     Chunk,
     JoinReply,
     JoinRequest,
+    Leave,
     Manifest,
     Offer,
     Receipt,
+    StandingNotice,
     Verdict,
     Want,
 )
@@ -70,6 +72,8 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         sealed_key=st.binary(max_size=1300),
     ),
     st.builds(Chunk, transfer=id16, index=st.integers(0, 16_383), data=st.binary(min_size=1, max_size=300)),
+    st.builds(Leave, about=id16),
+    st.builds(StandingNotice, standing=st.just("revoked"), reason=text, at=st.integers(0, 2**40)),
     st.builds(Want, adapter=sha256, missing=ranges),
     st.builds(
         Verdict,

@@ -71,7 +71,7 @@ class Desk:
         async with asyncio.timeout(10):
             async for message in self.hub.messages():
                 message.ack()
-                envelope = verify(parse(message.payload), self.identity.public.verify_key)
+                envelope = verify(parse(message.payload), self.identity.public)
                 found.append((envelope.kind, envelope.body, envelope.counter))
                 if len(found) == count:
                     return found

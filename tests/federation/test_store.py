@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import base64
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agent.crypto import canonical
+from agent.crypto.identity import Identity
 from agent.errors import CorruptStateError, NotInitialisedError, NotJoinedError, StateError
 from agent.federation.messages import Announcement, Manifest
 from agent.federation.store import MIGRATIONS, DeviceStore, Residual, RoundRecord, open_device_store
@@ -148,6 +152,30 @@ def test_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_what_is_
     with open_device_store(home) as store:
         assert store.fact("key") == b"value"
         assert store.residual("both") is None
+
+
+def test_hub_that_was_pinned_by_an_earlier_version_is_pinned_as_a_hub(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Identity.generate("hub").public
+    old = base64.urlsafe_b64encode(canonical.encode([hub.verify_key, hub.seal_key])).decode()
+    with monkeypatch.context() as earlier:
+        earlier.setattr("agent.federation.store.MIGRATIONS", MIGRATIONS[:4])
+        with open_device_store(home, create=True) as made:
+            made.set_fact("membership", json.dumps({**MEMBERSHIP, "hub": old}).encode())
+    with open_device_store(home) as store:
+        assert store.membership.hub_identity == hub
+
+
+MEMBERSHIP = {
+    "community": "c" * 32,
+    "broker": "mqtt://127.0.0.1:1",
+    "username": "",
+    "password": "",
+    "base": "base.gguf",
+    "charter": {"name": "c", "base_name": "b", "base_sha256": "a" * 64, "base_bytes": 1},
+    "joined": 0,
+}
 
 
 def test_residual_is_kept_for_the_factors_it_belongs_to_until_its_update_is_refused(store: DeviceStore) -> None:

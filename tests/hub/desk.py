@@ -276,6 +276,7 @@ def make_desk(
     manifest = Manifest(number=0, sha256=BlobStore(home.blobs).put(data), parent="", size=len(data), round=0)
     row = ReleaseRow(manifest=manifest, content_key=secrets.token_bytes(KEY_BYTES), state="promoted", updates=())
     desk = Desk(home)
+    Identity.generate("hub").save(home.keys)
     with HubStore(_engine(home), home=home) as store:
         store.create_tables()
         store.add_release(row)

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect
 
+from agent.crypto import canonical
+from agent.crypto.identity import Identity
+from agent.crypto.replay import ReplayWindow
 from agent.errors import AlreadyRunningError
 from agent.hub import tables
 from agent.hub.database import make_engine
@@ -123,6 +126,24 @@ def test_migration_that_was_killed_half_way_is_made_again(home: Home, monkeypatc
         assert connection.execute("SELECT value FROM facts WHERE key = 'schema'").fetchone() == (b"1",)
     with open_store(home) as store:
         assert [row.merge for row in store.updates()] == [1, 2]
+
+
+def test_members_and_invites_of_a_hub_of_the_second_version_stay_what_they_were(home: Home) -> None:
+    public = Identity.generate().public
+    old = canonical.encode([public.verify_key, public.seal_key])
+    with closing(sqlite3.connect(home.database)) as connection:
+        connection.executescript((SCHEMAS / "2.sql").read_text())
+        connection.execute("INSERT INTO facts VALUES ('schema', ?), ('config', ?)", (b"2", config(home)))
+        connection.execute("INSERT INTO invites VALUES ('ab', ?, 2, 100, 1)", (bytes(32),))
+        row = (public.id, old, "ada", "ab", 7, ReplayWindow().to_bytes())
+        connection.execute("INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?)", row)
+        connection.commit()
+    with open_store(home) as store:
+        assert store.config.admission == "automatic"
+        (ada,) = store.devices()
+        assert (ada.public, ada.nickname, ada.standing, ada.changed) == (public, "ada", "member", 7)
+        (invite,) = store.invites()
+        assert (invite.uses, invite.left, invite.group, invite.state(50)) == (3, 2, "", "open")
 
 
 def test_migrated_tables_are_those_of_a_new_hub(home: Home, tmp_path: Path) -> None:

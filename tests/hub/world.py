@@ -87,7 +87,7 @@ class World:
         with open_store(self.home) as store:
             hub = Hub(
                 store=store,
-                identity=Identity.load(self.home.keys),
+                identity=Identity.load(self.home.keys, "hub"),
                 link=MemoryLink(broker=self.broker, client_id="hub", username="hub"),
                 events=Events(quiet=True, listeners=[self.heard]),
                 clock=lambda: self.now,
@@ -117,7 +117,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def newcomer(
-        self, invite: Invite, identity: Identity | None = None, **options: float
+        self, invite: Invite, identity: Identity | None = None, **options: Any
     ) -> AsyncIterator[Newcomer]:
         """Give a device at the door."""
         identity = identity or Identity.generate()
@@ -191,7 +191,7 @@ class Member:
 
     async def listen(self) -> None:
         async for message in self.link.messages():
-            envelope = verify(parse(message.payload), self.membership.hub_identity.verify_key)
+            envelope = verify(parse(message.payload), self.membership.hub_identity)
             match envelope.kind:
                 case "round":
                     self.announced.append(Announcement.decode(envelope.body))
