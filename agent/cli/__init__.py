@@ -23,6 +23,7 @@ COMMANDS = {
     "model": ("agent.cli.model:model", "Keep base models: import, pull, quantise, list, remove."),
     "adapter": ("agent.cli.adapter:adapter", "See, export and compare the adapters on this device."),
     "bench": ("agent.cli.bench:bench", "Measure what this machine can do: speed, memory, time of a round."),
+    "key": ("agent.cli.key:key", "Show, protect, back up, restore and change the keys."),
     "hub": ("agent.cli.hub:hub", "Run a community's hub."),
     "broker": ("agent.cli.broker:broker", "Run the embedded MQTT broker by itself."),
     "demo": ("agent.cli.demo:demo", "Watch a broker, a hub and three devices grow one model."),

@@ -118,12 +118,18 @@ class Reception:
 
     async def notice_decisions(self) -> None:
         """Learn what stewards decided meanwhile, and tell devices that were revoked; at first, who is enrolled."""
-        with self._store.transaction():
-            revoked = self._register.refresh()
         batch = Batch()
-        for device in revoked:
-            self._tell_revoked(device, batch)
+        with self._store.transaction():
+            self._take_in_decisions(batch)
         await self._say(batch)
+
+    def _take_in_decisions(self, batch: Batch) -> None:
+        decided = self._register.refresh()
+        for row in decided.approved:
+            words = f"device {row.device[:10]} ({row.nickname}) was approved"
+            batch.say("device-joined", words, device=row.device, nickname=row.nickname)
+        for device in sorted(decided.revoked):
+            self._tell_revoked(device, batch)
 
     def tidy(self) -> None:
         """Remove what lies on the disk of updates that cannot count any more; looked for when a round is over."""
@@ -155,8 +161,7 @@ class Reception:
     async def _handle_all(self, messages: list[Message]) -> None:
         batch = Batch()
         with self._store.transaction():
-            for device in self._register.refresh():
-                self._tell_revoked(device, batch)
+            self._take_in_decisions(batch)
             for message in messages:
                 self._handle_one(message, batch)
             self._store.save_replay(batch.windows)

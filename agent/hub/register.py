@@ -7,6 +7,9 @@ transaction, so nothing of a device is handled once its revocation is on the dis
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 from agent.crypto.envelope import Envelope, Unverified, verify
 from agent.crypto.identity import PublicIdentity
 from agent.crypto.replay import ReplayWindow
@@ -17,6 +20,14 @@ from agent.hub.store import HubStore
 
 QUIET_SECONDS = 30.0
 """A device that was revoked is told so at most this often, however much it sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What stewards decided since the last look: ids that were revoked, and devices that were approved."""
+
+    revoked: Collection[str] = ()
+    approved: Sequence[DeviceRow] = ()
 
 
 class Register:
@@ -37,18 +48,18 @@ class Register:
         self._told: dict[str, float] = {}
         self.known: dict[str, PublicIdentity] = {}
 
-    def refresh(self) -> list[str]:
-        """Look whether a steward decided something, and give the members that are none any more."""
+    def refresh(self) -> Decisions:
+        """Look whether stewards decided something, and take it in."""
         decisions = self._store.decisions()
         if decisions == self._decisions:
-            return []
+            return Decisions()
         self._decisions = decisions
-        return self.load()
+        return self._load()
 
-    def load(self) -> list[str]:
-        """Read the whole book, and give the devices that it has as revoked and that this register had not."""
+    def _load(self) -> Decisions:
+        """Read the whole book, and say what is in it that this register had not."""
         everybody = self._store.everybody()
-        before = {device for device, row in self._outside.items() if row.standing == "revoked"}
+        before = {standing: self._with(standing) for standing in ("revoked", "pending")}
         self._outside = {row.device: row for row in everybody if row.standing != "member"}
         members = {row.device: row for row in everybody if row.standing == "member"}
         for device in self.known.keys() - members.keys():
@@ -56,7 +67,11 @@ class Register:
         for device, row in members.items():
             self.known[device] = row.public
             self._windows.setdefault(device, row.replay)
-        return [device for device, row in self._outside.items() if row.standing == "revoked" and device not in before]
+        revoked = self._with("revoked") - before["revoked"]
+        return Decisions(revoked, [members[device] for device in before["pending"] & members.keys()])
+
+    def _with(self, standing: str) -> set[str]:
+        return {device for device, row in self._outside.items() if row.standing == standing}
 
     def note(self, device: str) -> None:
         """Take in what the hub itself has just changed of one device."""
