@@ -16,10 +16,24 @@ from agent.crypto.identity import Identity, PublicIdentity, Role, is_role
 from agent.crypto.keyfile import Lock, Protection
 from agent.crypto.locking import MAX_BOX_BYTES, Box, lock, unlock
 from agent.crypto.passphrases import ask_passphrase, forget_keyring_key, new_passphrase
-from agent.errors import AlreadyInitialisedError, CorruptStateError, ProtocolError, StateError
+from agent.errors import (
+    AlreadyInitialisedError,
+    BrokerUnreachableError,
+    CorruptStateError,
+    NotInitialisedError,
+    ProtocolError,
+    StateError,
+)
+from agent.federation.credentials import Credentials
 from agent.federation.making import whole_database
+from agent.federation.standing import require_part
 from agent.federation.store import Membership, open_device_store
+from agent.federation.succession import ASK_SECONDS, ask, finish, is_agreed
+from agent.hub import succession
+from agent.hub.store import open_store
 from agent.paths import Home, exclusive, explained_disk, write_atomically
+from agent.running import run_until_signalled
+from agent.service import device_link
 
 _PURPOSE = "bramble/backup/1"
 
@@ -193,3 +207,83 @@ def opened_like(home: Home, role: Role) -> tuple[Identity, Lock]:
         return found.open(), Lock(found.protection)
     words = ask_passphrase(f"the keys of {role} {found.public.short_id}")
     return found.open(words), Lock("passphrase", words)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Keys that came after others.
+
+    Attributes:
+        old: id before, and ``new`` the one from now on.
+    """
+
+    old: str
+    new: str
+
+
+def rotate_device(home: Home, *, patience: float = ASK_SECONDS) -> Rotated:
+    """Give a device new keys: the old ones sign them, and the hub takes them for the old ones.
+
+    Killed anywhere, or cut off from the hub, it is finished by calling it again.
+
+    Raises:
+        AlreadyRunningError: the device runs.
+        BrokerUnreachableError: the hub did not answer; the new keys wait.
+        LockedKeysError: the keys could not be opened.
+    """
+    with exclusive(home), open_device_store(home) as store:
+        before = keyfile.read(home.keys, "device").public.id
+        if is_agreed(store):  # an attempt that was killed once the hub had said yes
+            finish(store)
+            return Rotated(before, keyfile.read(home.keys, "device").public.id)
+        old, kept = opened_like(home, "device")
+        new = _next_keys(home, "device", kept)
+        if store.is_member:
+            require_part(store)
+            link = device_link(store.membership, old, Credentials(store.home.keys, old.id), patient=False)
+            why = run_until_signalled(ask(store, old, new, link, patience=patience))
+            if why or not is_agreed(store):
+                raise BrokerUnreachableError(
+                    f"the hub has not taken the new keys yet: {why or 'it was interrupted'}",
+                    advice="Run `bramble key rotate` again. Until then this device takes no part: the hub may know the"
+                    " new keys already.",
+                )
+            finish(store)
+        else:
+            keyfile.succeed(home.keys)
+        if kept.protection == "keyring":
+            forget_keyring_key(old.id)
+    return Rotated(old.id, new.id)
+
+
+def rotate_hub(home: Home) -> Rotated:
+    """Give a hub new keys: the old ones sign them, and devices follow when it runs again.
+
+    Killed anywhere, it is finished by calling it again, or by running the hub.
+
+    Raises:
+        AlreadyRunningError: the hub runs.
+        LockedKeysError: the keys could not be opened.
+    """
+    with open_store(home) as store, exclusive(home):
+        before = keyfile.read(home.keys, "hub").public.id
+        if succession.finish(store):
+            return Rotated(before, keyfile.read(home.keys, "hub").public.id)
+        old, kept = opened_like(home, "hub")
+        new = _next_keys(home, "hub", kept)
+        succession.write_down(store, old, new)
+        succession.finish(store)
+        if kept.protection == "keyring":
+            forget_keyring_key(old.id)
+    return Rotated(old.id, new.id)
+
+
+def _next_keys(home: Home, role: Role, kept: Lock) -> Identity:
+    """Give the keys that are to succeed, on the disk: those of an earlier attempt, if there was one."""
+    try:
+        waiting = keyfile.read(home.keys, role, name=keyfile.NEXT_FILE)
+    except NotInitialisedError:
+        identity = Identity.generate(role)
+        keyfile.save(identity, home.keys, name=keyfile.NEXT_FILE, lock=kept)
+        return identity
+    return waiting.open(kept.passphrase or None)

@@ -24,6 +24,7 @@ from agent.errors import (
     BrambleError,
     BrokerRefusedError,
     InviteRefusedError,
+    LeavingError,
     ModelError,
     NotInitialisedError,
     NotJoinedError,
@@ -47,6 +48,7 @@ from agent.federation.standing import (
     save_application,
 )
 from agent.federation.store import DeviceStore, Membership, open_device_store
+from agent.federation.succession import finish
 from agent.governance.charter import Charter
 from agent.llm.gguf_file import open_gguf, sha256_file
 from agent.llm.seedling import SEEDLING_PATH
@@ -352,10 +354,11 @@ def run_device(
         NotJoinedError: there is no community yet.
         BaseMismatchError: the base changed since joining.
     """
-    identity = Identity.load(home.keys)
     settings = settings_of(home, threads=threads)
     with open_device_store(home) as store, exclusive(home):
         home.remove_unfinished()
+        _take_new_keys(store)
+        identity = Identity.load(home.keys)
         require_part(store)
         membership = store.membership
         if not membership.base.is_file():
@@ -369,6 +372,18 @@ def run_device(
         finally:
             with contextlib.suppress(Exception):
                 store.save_status({"state": "stopped", "reason": "not running", "since": int(time.time())})
+
+
+def _take_new_keys(store: DeviceStore) -> None:
+    """Finish a change of keys that the hub has agreed to.
+
+    Raises:
+        LeavingError: it may have, and has not said so yet: it is to be asked again.
+    """
+    if not finish(store) and (store.home.keys / keyfile.NEXT_FILE).exists():
+        raise LeavingError(
+            "a change of this device's keys was begun and not finished", advice="Finish it: bramble key rotate"
+        )
 
 
 def device_status(home: Home) -> dict[str, object]:
@@ -427,7 +442,7 @@ def _why_out(store: DeviceStore) -> str:
     try:
         require_part(store)
     except BrambleError as error:
-        return f"{error} {error.advice}"
+        return f"{error}. {error.advice}"
     return ""
 
 

@@ -118,3 +118,20 @@ def restore_keys(file: Path, home: Path | None, hub: bool) -> None:
         click.echo(f"The base {done.base} is not on this machine: put it there before `bramble run`.", err=True)
     if not hub:
         click.echo("If the old machine still runs, stop it: two with the same keys take each other's place.", err=True)
+
+
+@key.command("rotate")
+@_whose
+def rotate(home: Path | None, hub: bool) -> None:
+    """Take new keys: the old ones sign them, and are refused from then on.
+
+    A device is to be stopped for it, and its hub has to answer. A hub is to be stopped too; devices follow it by
+    themselves when it runs again, and invites that were given out before stay good. For keys that somebody else may
+    have, this is not enough: have the device revoked (`bramble hub revoke`) and join with fresh ones.
+    """
+    from agent.keykeeping import rotate_device, rotate_hub
+
+    place, role = _place(home, hub)
+    done = rotate_hub(place) if hub else rotate_device(place)
+    click.echo(f"{role} {done.old[:10]} is {done.new[:10]} from now on.")
+    click.echo("Backups of the old keys are of no use any more: make a new one with `bramble key backup`.")

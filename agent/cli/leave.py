@@ -68,8 +68,8 @@ def _words(home: Home, done: Parted) -> list[str]:
         lines.append("What this machine has stays: `bramble chat` still works, `bramble leave --erase` removes it.")
     if done.merged:
         lines.append(
-            f"What cannot be taken back: {done.merged} update(s) of this device were counted. They are part of releases"
-            " that other members have, and nobody can take a part out of a sum."
+            f"What cannot be taken back: {done.merged} update(s) of this device were counted. Those that were merged"
+            " are part of releases that other members have, and nobody can take a part out of a sum."
         )
     if done.community:
         lines.append("The hub keeps this device's id, nickname, and how much it sent when.")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.crypto.envelope import parse, verify
+from agent.crypto.envelope import Unverified, parse, verify
 from agent.crypto.identity import Identity
 from agent.data.consent import ConsentBook
 from agent.errors import (
@@ -45,6 +45,7 @@ from agent.federation.renewal import Renewal
 from agent.federation.sending import Sender
 from agent.federation.standing import explain_revoked, save_revoked
 from agent.federation.store import DeviceStore, explained_database
+from agent.federation.succession import follow
 from agent.federation.text import PreparedText, prepare_text
 from agent.paths import BlobStore
 from agent.settings import DeviceSettings
@@ -124,6 +125,7 @@ class Device:
         self._renewal = Renewal(
             credentials=Credentials(store.home.keys, identity.id),
             membership=self._membership,
+            hub=lambda: self._hub,
             identity=identity,
             sender=self._sender,
             door=door,
@@ -150,6 +152,7 @@ class Device:
     async def _take_part(self) -> None:
         async with self._link:
             await self._link.subscribe(self._topics.all_to(self._identity.id))
+            await self._link.subscribe(self._topics.hub("card"))
             await self._link.subscribe(self._topics.hub("round"))
             self._is_ready = True
             self._renewal.listening.set()
@@ -506,12 +509,23 @@ class Device:
         unverified = parse(message.payload)
         if unverified.community != self._community:
             raise WrongCommunityError("an envelope of another community came", advice="It was dropped.")
+        if topic.room == "hub" and topic.kind == "card":
+            self._meet(unverified)
+            return
         envelope = verify(unverified, self._hub)
         if envelope.kind != topic.kind:
             raise MalformedMessageError(
                 f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
             )
         self._dispatch(topic, envelope.body)
+
+    def _meet(self, unverified: Unverified) -> None:
+        """Follow the hub where it has changed its keys."""
+        before, self._hub = self._hub, follow(self._store, unverified)
+        if self._hub != before:
+            self._membership = self._store.membership
+            words = f"the hub changed its keys: {before.short_id} signed that {self._hub.short_id} comes after it"
+            self._events.say("hub-succeeded", words, hub=self._hub.id)
 
     def _dispatch(self, topic: ParsedTopic, body: bytes) -> None:
         handlers: dict[str, Callable[[bytes], None]] = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from agent.crypto.envelope import Unverified, parse, sign, verify
 from agent.crypto.identity import Identity, PublicIdentity
 from agent.crypto.sealing import seal, unseal
+from agent.crypto.succession import leads_to
 from agent.errors import (
     AwaitingApprovalError,
     BrambleError,
@@ -207,7 +208,7 @@ class Newcomer:
 
     def _pinned(self, card: Card, envelope: Unverified) -> PublicIdentity:
         hub = PublicIdentity.decode(card.public)
-        if hub.fingerprint() != self._invite.hub:
+        if not leads_to(self._invite.hub, hub, card.successions, self._invite.community):
             raise UnknownSenderError(
                 "a hub at this broker is not the one the invite names",
                 advice="Ask for a new invite; if this repeats, somebody may be standing between you and the hub.",

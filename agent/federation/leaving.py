@@ -19,6 +19,7 @@ from agent.errors import BrambleError, ProtocolError
 from agent.federation.messages import Leave, Receipt
 from agent.federation.standing import Farewell, farewell, save_farewell
 from agent.federation.store import DeviceStore
+from agent.federation.succession import follow
 from agent.paths import Home, explained_disk
 from agent.transport.link import Link, Message
 from agent.transport.outbox import Outbox
@@ -89,6 +90,7 @@ async def _tell(store: DeviceStore, identity: Identity, link: Link, begun: Farew
     membership = store.membership
     topics, community = Topics(membership.community), bytes.fromhex(membership.community)
     about, outbox = bytes.fromhex(begun.about), Outbox(store.connection)
+    await link.subscribe(topics.hub("card"))
     await link.subscribe(topics.all_to(identity.id))
     while True:
         counter, now = outbox.allocate_counter(), int(time.time() * 1000)
@@ -109,6 +111,9 @@ def _is_answer(store: DeviceStore, message: Message, about: bytes) -> bool:
     with contextlib.suppress(ProtocolError):
         unverified = parse(message.payload)
         if unverified.community != bytes.fromhex(membership.community):
+            return False
+        if unverified.kind == "card":
+            follow(store, unverified)
             return False
         envelope = verify(unverified, membership.hub_identity)
         if envelope.kind == "standing":

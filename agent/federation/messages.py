@@ -19,6 +19,8 @@ from pydantic import (
 )
 
 from agent.crypto import canonical
+from agent.crypto.succession import MAX_BYTES as MAX_LINK_BYTES
+from agent.crypto.succession import MAX_LINKS
 from agent.errors import MalformedMessageError
 from agent.governance.charter import Charter, Sha256Hex
 from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan
@@ -107,12 +109,14 @@ class Card(Body):
         name: of the community.
         operator: who runs the hub, in the operator's own words; empty where they did not say.
         admission: how newcomers are let in.
+        successions: how these keys came after earlier ones, oldest first (:mod:`agent.crypto.succession`).
     """
 
     name: Text
     public: Annotated[bytes, Field(max_length=4096)]
     operator: Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)] = ""
     admission: Admission = "automatic"
+    successions: Annotated[list[Annotated[bytes, Field(max_length=MAX_LINK_BYTES)]], Field(max_length=MAX_LINKS)] = []
 
 
 class CharterNotice(Body):
@@ -339,6 +343,22 @@ class Leave(Body):
     about: Id16
 
 
+class Succeed(Body):
+    """A device asks the hub, by its old keys, to take its new ones from now on.
+
+    Attributes:
+        public: the new ones.
+        proof: their signature over :func:`agent.crypto.succession.statement`.
+    """
+
+    public: Annotated[bytes, Field(max_length=4096)]
+    proof: Annotated[bytes, Field(min_length=64, max_length=64)]
+
+
+class SuccessionReply(JoinReply):
+    """The hub has taken the new keys; sealed for them. What a newcomer gets, the new keys get."""
+
+
 class StandingNotice(Body):
     """The hub tells a device that it is no member any more.
 
@@ -368,5 +388,7 @@ KINDS: dict[str, type[Body]] = {
     "receipt": Receipt,
     "leave": Leave,
     "standing": StandingNotice,
+    "succeed": Succeed,
+    "succeeded": SuccessionReply,
 }
 """The body that belongs to each envelope kind."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from agent.crypto.envelope import parse, sign, verify
-from agent.crypto.identity import Identity
+from agent.crypto.identity import Identity, PublicIdentity
 from agent.errors import MalformedMessageError, NetworkError, ProtocolError
 from agent.events import Events
 from agent.federation.credentials import Credentials
@@ -39,6 +39,7 @@ class Renewal:
     Args:
         credentials: where it is.
         membership: of the device.
+        hub: gives the hub's keys, which may change.
         identity: the device's keys.
         sender: says things to the hub over the device's link.
         door: makes a link to the listener for newcomers, not yet connected; None where there is none.
@@ -52,6 +53,7 @@ class Renewal:
         *,
         credentials: Credentials,
         membership: Membership,
+        hub: Callable[[], PublicIdentity],
         identity: Identity,
         sender: Sender,
         door: Callable[[], Link] | None,
@@ -60,7 +62,7 @@ class Renewal:
         ask_again: tuple[float, float] = ASK_AGAIN_SECONDS,
     ) -> None:
         self._credentials = credentials
-        self._hub = membership.hub_identity
+        self._hub = hub
         self._community = bytes.fromhex(membership.community)
         self._topics = Topics(membership.community)
         self._identity = identity
@@ -143,4 +145,4 @@ class Renewal:
         unverified = parse(payload)
         if unverified.community != self._community or unverified.kind != "certificate":
             raise MalformedMessageError("something else came than a certificate", advice="It was dropped.")
-        self.answered(Issued.decode(verify(unverified, self._hub).body))
+        self.answered(Issued.decode(verify(unverified, self._hub()).body))

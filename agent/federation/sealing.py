@@ -49,6 +49,11 @@ def joined_info(community: bytes, invite: bytes, device: str) -> bytes:
     return canonical.encode(["bramble/joined/1", community, invite, device])
 
 
+def succeeded_info(community: bytes, old: str, new: str) -> bytes:
+    """What the answer's seal is bound to that a device gets which changed its keys."""
+    return canonical.encode(["bramble/succeeded/1", community, old, new])
+
+
 def wrap_update(
     body: bytes, *, seal_key: bytes, community: bytes, device: str, round_number: int, start_sha256: str
 ) -> Parcel:

@@ -166,6 +166,31 @@ class Members(InviteBook, Database):
         with self.transaction() as connection:
             return _change(connection, _find(connection, device), "left", now=now, reason="")
 
+    def succeed(self, device: str, new: PublicIdentity, *, replay: ReplayWindow, now: int) -> bool:
+        """Take a member's new keys for its old ones: everything that it did is done by the new id from then on.
+
+        Args:
+            device: the old id; a member.
+            new: the new keys.
+            replay: the old keys' anti-replay window, which is the new keys' too: counters go on.
+            now: Unix time, seconds.
+
+        Returns:
+            False where the new keys are somebody's already; nothing is changed then.
+        """
+        column = tables.devices.c
+        with self.transaction() as connection:
+            if connection.execute(select(column.device).where(column.device == new.id)).first() is not None:
+                return False
+            row = connection.execute(select(tables.devices).where(column.device == device)).mappings().one()
+            values = {"device": new.id, "public": new.encode(), "replay": replay.to_bytes(), "changed": now}
+            connection.execute(insert(tables.devices).values({**row, **values}))
+            old = {"standing": "succeeded", "changed": now, "successor": new.id}
+            connection.execute(update(tables.devices).where(column.device == device).values(old))
+            for table in (tables.updates, tables.refusals, tables.verdicts):
+                connection.execute(update(table).where(table.c.device == device).values(device=new.id))
+        return True
+
     # --- who is there ------------------------------------------------------------------------------------------
 
     def devices(self) -> list[DeviceRow]:

@@ -14,6 +14,7 @@ from agent.hub.broker import configured_port, keep_broker
 from agent.hub.hub import Hub
 from agent.hub.issuing import broker_certificate, hub_tls
 from agent.hub.store import HubConfig, HubStore, open_store
+from agent.hub.succession import finish
 from agent.paths import Home, exclusive
 from agent.running import run_until_signalled
 from agent.settings import mqtt_protocol
@@ -57,6 +58,7 @@ def run_hub_process(home: Home, *, events: Events, metrics: str | None = None, w
     """
     with open_store(home) as store, exclusive(home):
         home.remove_unfinished()
+        finish(store)
         identity = Identity.load(home.keys, "hub")
         run_until_signalled(_run(store, identity, events, metrics), with_parent=with_parent)
 

@@ -31,6 +31,7 @@ from agent.hub.downloads import Downloads
 from agent.hub.merge.rule import load_rule
 from agent.hub.rounds import TAKING, RoundState
 from agent.hub.store import HubStore, ReleaseRow
+from agent.hub.succession import successions
 from agent.paths import BlobStore
 from agent.transport.link import Link
 from agent.transport.topics import Topics
@@ -125,6 +126,7 @@ class Publisher:
             public=self._identity.public.encode(),
             operator=config.operator,
             admission=config.admission,
+            successions=successions(self._store),
         )
         charter = CharterNotice(charter=self._config.charter)
         for kind, body in (("card", card), ("charter", charter)):

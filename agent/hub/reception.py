@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from agent.crypto.envelope import Envelope, Unverified, parse
-from agent.crypto.identity import Identity
+from agent.crypto.identity import Identity, PublicIdentity
 from agent.crypto.replay import ReplayWindow
 from agent.crypto.sealing import SealKey, seal
+from agent.crypto.succession import statement
 from agent.errors import (
+    BadSignatureError,
     BrambleError,
     MalformedMessageError,
     ProtocolError,
@@ -25,9 +27,20 @@ from agent.errors import (
     WrongCommunityError,
 )
 from agent.events import Events, Value
-from agent.federation.messages import Chunk, Issued, Leave, Offer, Receipt, Renew, Verdict, Want
-from agent.federation.sealing import joined_info
-from agent.hub.admission import consider
+from agent.federation.messages import (
+    Chunk,
+    Issued,
+    Leave,
+    Offer,
+    Receipt,
+    Renew,
+    Succeed,
+    SuccessionReply,
+    Verdict,
+    Want,
+)
+from agent.federation.sealing import joined_info, succeeded_info
+from agent.hub.admission import accepted, consider
 from agent.hub.gate import Judgement
 from agent.hub.inbox import Inbox, Outcome, RoundContext
 from agent.hub.issuing import renewed
@@ -42,6 +55,7 @@ from agent.paths import BlobStore
 from agent.transport.link import Link, Message
 from agent.transport.topics import ParsedTopic
 
+_DROPPED = "It was dropped."
 MAX_BATCH = 64
 """Messages that are handled in one transaction at most, so that none waits long for its answer."""
 
@@ -244,7 +258,7 @@ class Reception:
         if envelope.kind == "renew":
             self._renew(device, topic, Renew.decode(envelope.body), batch)
         else:
-            self._dispatch(device, envelope.kind, envelope.body, batch)
+            self._dispatch(device, envelope, window, batch)
         window.accept(envelope.counter)
         batch.windows[device] = window
 
@@ -253,6 +267,29 @@ class Reception:
         self._tell_revoked(row.device, batch)
         if row.standing == "left" and envelope.kind == "leave":
             batch.answers.append(self._answer(row.device, _done(Leave.decode(envelope.body))))
+
+        elif row.standing == "succeeded" and envelope.kind == "succeed":
+            new = PublicIdentity.decode(Succeed.decode(envelope.body).public)
+            if new.id == row.successor:
+                batch.answers.append(self._welcome(row.device, new))
+
+    def _succeed(self, old: PublicIdentity, said: Succeed, window: ReplayWindow, batch: Batch) -> None:
+        """Take a member's new keys, which its old ones have signed with this message."""
+        new = PublicIdentity.decode(said.public)
+        words = statement(self._community, old, new)
+        if new.role != old.role or not new.has_signed(said.proof, words):
+            raise BadSignatureError(f"keys that did not sign it are to come after {old.short_id}", advice=_DROPPED)
+        if not self._store.succeed(old.id, new, replay=window, now=int(self._clock())):
+            raise MalformedMessageError(f"{new.short_id}, to come after {old.short_id}, is known", advice=_DROPPED)
+        self._register.note_succession(old.id, new.id)
+        batch.say("device-succeeded", f"device {old.short_id} is {new.short_id} now", device=new.id, before=old.id)
+        batch.answers.append(self._welcome(old.id, new))
+
+    def _welcome(self, old: str, new: PublicIdentity) -> tuple[str, str, bytes]:
+        """Answer a device that changed its keys: what a newcomer gets, for the new ones."""
+        reply = SuccessionReply(**accepted(self._config, new.id).model_dump())
+        body = seal(new.seal_key, reply.encode(), succeeded_info(self._community, old, new.id))
+        return self._publisher.topics.to(old, "succeeded"), "succeeded", body
 
     def _left(self, device: str, leave: Leave, batch: Batch) -> None:
         done = self._store.leave(device, now=int(self._clock()))
@@ -274,7 +311,8 @@ class Reception:
             batch.say("device-revoked", f"device {device[:10]} is told that it was revoked", device=device)
             batch.answers.append((self._publisher.topics.to(device, "standing"), "standing", notice.encode()))
 
-    def _dispatch(self, device: str, kind: str, body: bytes, batch: Batch) -> None:
+    def _dispatch(self, device: str, envelope: Envelope, window: ReplayWindow, batch: Batch) -> None:
+        kind, body = envelope.kind, envelope.body
         if kind == "offer":
             self._after(device, self._inbox.offered(device, Offer.decode(body), self._now(batch)), batch)
         elif kind == "chunk":
@@ -285,6 +323,10 @@ class Reception:
             self._judged(device, Verdict.decode(body), batch)
         elif kind == "leave":
             self._left(device, Leave.decode(body), batch)
+        elif kind == "succeed":
+            moved = ReplayWindow.from_bytes(window.to_bytes())
+            moved.accept(envelope.counter)
+            self._succeed(self._register.known[device], Succeed.decode(body), moved, batch)
         else:
             raise MalformedMessageError(f"the hub knows no message of kind {kind}", advice="It was dropped.")
 

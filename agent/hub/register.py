@@ -86,6 +86,11 @@ class Register:
             self._outside[device] = row
             self.known.pop(device, None)
 
+    def note_succession(self, old: str, new: str) -> None:
+        """A device has other keys from now on; its anti-replay window goes with it."""
+        for device in (old, new):
+            self.note(device)
+
     def hear(self, unverified: Unverified) -> tuple[Envelope, ReplayWindow]:
         """Check that a message is a member's and new, and give it with the window that is to accept its counter.
 

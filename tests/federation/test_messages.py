@@ -20,6 +20,8 @@ from agent.federation.messages import (
     Offer,
     Receipt,
     StandingNotice,
+    Succeed,
+    SuccessionReply,
     Verdict,
     Want,
 )
@@ -41,7 +43,14 @@ manifests = st.builds(
 )
 loss = st.floats(0, 1000, allow_nan=False)
 bodies: st.SearchStrategy[Body] = st.one_of(
-    st.builds(Card, name=printable, public=st.binary(max_size=200)),
+    st.builds(
+        Card,
+        name=printable,
+        public=st.binary(max_size=200),
+        operator=printable,
+        admission=st.sampled_from(["automatic", "approval"]),
+        successions=st.lists(st.binary(max_size=50), max_size=8),
+    ),
     st.just(CharterNotice(charter=Charter(name="c", base_name="b", base_sha256="a" * 64, base_bytes=5))),
     st.builds(
         JoinRequest,
@@ -73,6 +82,8 @@ bodies: st.SearchStrategy[Body] = st.one_of(
     ),
     st.builds(Chunk, transfer=id16, index=st.integers(0, 16_383), data=st.binary(min_size=1, max_size=300)),
     st.builds(Leave, about=id16),
+    st.builds(Succeed, public=st.binary(max_size=200), proof=st.binary(min_size=64, max_size=64)),
+    st.builds(SuccessionReply, accepted=st.booleans(), username=text, password=text),
     st.builds(StandingNotice, standing=st.just("revoked"), reason=text, at=st.integers(0, 2**40)),
     st.builds(Want, adapter=sha256, missing=ranges),
     st.builds(
@@ -123,7 +134,7 @@ def test_any_bytes_are_a_body_or_malformed(data: bytes, kind: str) -> None:
 
 
 def test_every_kind_has_one_body() -> None:
-    assert len(set(KINDS.values())) == len(KINDS) == 12
+    assert len(set(KINDS.values())) == len(KINDS) == 14
 
 
 def _fields(**other: object) -> bytes:
