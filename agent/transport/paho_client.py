@@ -5,6 +5,9 @@ made for one connection and then thrown away: whoever wants another one makes an
 So paho never mends anything itself, nothing is sent ahead of CONNECT, and nothing is acknowledged on another connection
 than the one it came by, where packet ids mean other messages.
 
+A broker may be hostile too. paho sets aside as much memory as a packet's header asks for (256 MB), keeps QoS 2 messages
+until the broker releases them, and hands over messages as fast as they come; all three are bounded here.
+
 Three of paho's own steps are replaced: two because it reads ``mqtt_proxy`` for brokers on this machine too, and leaves
 sockets open when TLS or WebSockets are not agreed on; the third because its thread may end without a word, and because
 stopping a thread that is just ending fails in 2.1 and 2.2.
@@ -38,9 +41,18 @@ RECEIVE_MAXIMUM = 20
 MAX_INCOMING_BYTES = 128 * 1024
 """The largest packet the broker is asked to send (MQTT 5)."""
 
+MAX_FRAME_BYTES = 1024 * 1024
+"""The largest WebSocket frame; a broker may put several packets into one."""
+
+MAX_UNHEARD_BYTES = 32 * 1024 * 1024
+"""What may have come and wait for the event loop, which is busy; a broker that sends more is left. One that keeps to
+MQTT has 20 packets in flight at most."""
+
 CONNECT_SECONDS = 10.0
 """How long a broker may take from the first packet of TCP to CONNACK."""
 
+_PUBLISH_QOS, _PUBLISH_TWICE = 0xF6, 0x34  # type and QoS in the first byte of a packet: PUBLISH, QoS 2
+_MESSAGE_BYTES = 512
 _STEP_SECONDS = 5.0
 _FAREWELL_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -117,6 +129,7 @@ class PahoClient:
         self._gate = threading.Lock()  # what follows is shared by the two threads
         self._up = False
         self._cut = False
+        self._unheard = 0
         self._line: socket.socket | None = None
         self._client = self._make()
 
@@ -227,6 +240,8 @@ class PahoClient:
             extra = {"properties": properties, "clean_start": not self._terms.session_seconds}
         try:
             self._client.connect(self.address.host, self.address.port, self._terms.keepalive, **extra)
+            if self.address.path is not None:
+                self._bound_frames(self._client.socket())
         except BaseException as error:
             if self._line is not None:
                 self._line.close()
@@ -261,6 +276,18 @@ class PahoClient:
             if self._cut:
                 raise ConnectionAbortedError
         return line
+
+    @staticmethod
+    def _bound_frames(wrapper: Any) -> None:
+        """Have paho's WebSocket set aside no more memory than a frame may take, whatever its header says."""
+        read = wrapper._buffered_read  # noqa: SLF001 - see the module
+
+        def bounded(length: int) -> Any:
+            if length > MAX_FRAME_BYTES:
+                raise ConnectionAbortedError(f"the broker sends a frame of {length} bytes")
+            return read(length)
+
+        wrapper._buffered_read = bounded  # noqa: SLF001 - see the module
 
     # -- in paho's thread ---------------------------------------------------------------------------------------------
 
@@ -325,7 +352,30 @@ class PahoClient:
             retained=bool(received.retain),
             _acknowledge=lambda: self._acknowledge(mid) if qos else None,
         )
-        self._post(self._events.has_arrived, message)
+        with self._gate:
+            self._unheard += _size(message)
+            flooded = self._unheard > MAX_UNHEARD_BYTES
+        if flooded:
+            self.cut()  # what was not acknowledged comes again
+            return
+        self._post(self._hear, message)
+
+    def _hear(self, message: Message) -> None:
+        with self._gate:
+            self._unheard -= _size(message)
+        self._events.has_arrived(message)
+
+    def _receive(self, size: int) -> bytes:
+        """Read from the broker, in place of paho, who would set aside whatever a packet's header asks for.
+
+        Raises:
+            ConnectionAbortedError: the packet is larger than any, or of a QoS that was not asked for.
+        """
+        command = self._client._in_packet["command"]  # noqa: SLF001 - see the module
+        if size > MAX_INCOMING_BYTES or command & _PUBLISH_QOS == _PUBLISH_TWICE:
+            raise ConnectionAbortedError(f"the broker sends a packet of {size} bytes, or of QoS 2")
+        data: bytes = self._read(size)
+        return data
 
     def _on_publish(self, _client: Any, _userdata: object, mid: int, reason: Any, _properties: Any) -> None:
         self._post(self._events.is_published, mid, str(reason) if reason.is_failure else None)
@@ -357,6 +407,8 @@ class PahoClient:
             client.ws_set_options(path=address.path)
         if address.tls:
             client.tls_set_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # has paho call _encrypt
+        self._read = client._sock_recv  # noqa: SLF001 - see the module
+        client._sock_recv = self._receive  # noqa: SLF001 - see the module
         client._create_socket_connection = self._open_line  # noqa: SLF001 - see the module
         client._ssl_wrap_socket = self._encrypt  # noqa: SLF001 - see the module
         client._thread_main = self._work  # noqa: SLF001 - see the module
@@ -386,6 +438,11 @@ async def to_the_end(task: asyncio.Future[None]) -> None:
             task.exception()  # seen
         raise cancelled
     task.result()
+
+
+def _size(message: Message) -> int:
+    """What a message takes in memory, about."""
+    return len(message.payload) + _MESSAGE_BYTES
 
 
 def _report(_client: Any, _userdata: object, _level: int, text: str) -> None:
