@@ -44,7 +44,13 @@ stable ``code``, which scripts and worker processes pass around, and an ``exit_s
     │   ├── UnknownSenderError      66
     │   ├── SealBrokenError         67
     │   ├── TransferError           68
-    │   └── RevokedSenderError      69
+    │   ├── RevokedSenderError      69
+    │   ├── WrongKindError          100
+    │   ├── StaleMessageError       101
+    │   ├── FutureMessageError      102
+    │   ├── RateLimitedError        103
+    │   ├── SetAsideError           104
+    │   └── NoRoomError             105
     ├── UpdateRefusedError          70
     ├── MergeError                  71
     ├── OutboxFullError             72
@@ -353,6 +359,48 @@ class RevokedSenderError(ProtocolError):
 
     code = "revoked"
     exit_status = 69
+
+
+class WrongKindError(ProtocolError):
+    """The message came on the topic of another kind, or is of a kind that its receiver does not know."""
+
+    code = "wrong-kind"
+    exit_status = 100
+
+
+class StaleMessageError(ProtocolError):
+    """The message is signed as it should be, and a newer one of its kind was seen."""
+
+    code = "stale"
+    exit_status = 101
+
+
+class FutureMessageError(ProtocolError):
+    """The message says that it was sent at a time that has not come yet."""
+
+    code = "future"
+    exit_status = 102
+
+
+class RateLimitedError(ProtocolError):
+    """Its sender sends more than anybody needs to."""
+
+    code = "rate"
+    exit_status = 103
+
+
+class SetAsideError(ProtocolError):
+    """Its sender was set aside for a while, for what it sent before."""
+
+    code = "set-aside"
+    exit_status = 104
+
+
+class NoRoomError(ProtocolError):
+    """There is no room for what it begins, at the moment."""
+
+    code = "no-room"
+    exit_status = 105
 
 
 class UpdateRefusedError(BrambleError):

@@ -202,6 +202,7 @@ def sealed_bytes(data: bytes) -> int:
         data,
         seal_key=_SEAL_KEY,
         community=_COMMUNITY,
+        hub="h" * 52,
         device="a" * 52,
         round_number=1,
         start_sha256=HASH,

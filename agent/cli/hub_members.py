@@ -1,4 +1,4 @@
-"""`bramble hub invite`, `invites`, `members`, `approve`, `refuse`, `revoke`: who may take part."""
+"""`bramble hub invite`, `invites`, `members`, `approve`, `refuse`, `revoke`, `pardon`: who may take part."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def invites(home: Home, as_json: bool) -> None:
 @hub_home
 @as_json
 def members(home: Home, as_json: bool) -> None:
-    """List devices: who waits to be approved, who is in, and who is out."""
+    """List devices: who waits to be approved, who is in or out, what each handed in and what is held against it."""
     from agent.hub.stewarding import list_members
 
     found = list_members(home)
@@ -134,12 +134,13 @@ def members(home: Home, as_json: bool) -> None:
     from agent.cli.tables import show_table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("device", "nickname", "standing", "group", "since", "reason"):
-        table.add_column(name)
+    for name in ("device", "nickname", "standing", "group", "since", "updates", "strikes", "set aside until", "reason"):
+        table.add_column(name, justify="right" if name in {"updates", "strikes"} else "left")
     for row in found["devices"]:
-        note = row["reason"] or (f"now {row['successor'][:10]}" if row["successor"] else "")
-        since = _moment(row["changed"])
-        table.add_row(row["device"][:10], row["nickname"], row["standing"], row["group"], since, note)
+        note = row["reason"] or row["held_against"] or (f"now {row['successor'][:10]}" if row["successor"] else "")
+        until = _moment(row["set_aside_until"]) if row["set_aside_until"] else ""
+        who = (row["device"][:10], row["nickname"], row["standing"], row["group"], _moment(row["changed"]))
+        table.add_row(*who, str(row["updates"]), str(row["strikes"] or ""), until, note)
     show_table(table)
     if any(row["standing"] == "pending" for row in found["devices"]):
         click.echo("To let one in: bramble hub approve DEVICE; or: bramble hub refuse DEVICE")
@@ -214,11 +215,29 @@ def admission(home: Home, how: str | None, as_json: bool) -> None:
     click.echo(f"{now}: {whom}")
 
 
+@click.command()
+@click.argument("device")
+@hub_home
+@as_json
+def pardon(device: str, home: Home, as_json: bool) -> None:
+    """Forget what is held against DEVICE (its id, or how it begins): it may hand in updates again at once.
+
+    The hub may run or not.
+    """
+    from agent.hub.membership import pardon_device
+
+    pardoned = pardon_device(home, device)
+    if as_json:
+        print_json({"device": pardoned})
+        return
+    click.echo(f"Nothing is held against {pardoned[:10]} any more.")
+
+
 def _moment(seconds: float) -> str:
     from agent.cli.hub_shown import moment
 
     return moment(seconds)[:16]
 
 
-COMMANDS = (invite, invites, members, approve, refuse, revoke, admission)
+COMMANDS = (invite, invites, members, approve, refuse, revoke, pardon, admission)
 """What belongs under `bramble hub`."""

@@ -39,13 +39,20 @@ def show_status(found: Mapping[str, Any]) -> None:
     if found["withdrawn"]:
         click.echo(f"  withdrawn: {', '.join(map(str, found['withdrawn']))}")
     for act in found["acts"]:
-        details = act["details"]
-        if act["act"] == "rollback":
-            did = f"went back from release {details['from']} to {details['to']}"
-        else:
-            did = f"did {act['act']} {details['device'][:10]} {details['nickname']}".rstrip()
-            did += f" ({details['reason']})" if details["reason"] else ""
-        click.echo(f"  {moment(act['at'])}  {act['operator']} {did}")
+        click.echo(f"  {moment(act['at'])}  {act['operator']} {_deed(act['act'], act['details'])}")
+    for row in found["set_aside"]:
+        until = f"until {moment(row['until'])}"
+        click.echo(f"  set aside {until}: {row['device'][:10]} ({row['reason']}); `bramble hub pardon` lets it back in")
+
+
+def _deed(act: str, details: Mapping[str, Any]) -> str:
+    """Say what an operator did."""
+    if act == "rollback":
+        return f"went back from release {details['from']} to {details['to']}"
+    if act == "pardon":
+        return f"pardoned {details['device'][:10]} ({details['reason']})"
+    why = f" ({details['reason']})" if details["reason"] else ""
+    return f"did {act} {details['device'][:10]} {details['nickname']}".rstrip() + why
 
 
 def _skipped(what: str, rows: Sequence[object]) -> None:
@@ -94,6 +101,8 @@ def show_round(found: Mapping[str, Any]) -> None:
     for row in found["elsewhere"]:
         fate = f"counted in round {row['merge']}" if row["state"] in {"waiting", "merged"} else row["state"]
         click.echo(f"  made for this round by {_name(row)}: {fate}")
+    for row in found["set_aside"]:
+        click.echo(f"  set aside until {moment(row['until'])}: {row['device'][:10]} ({row['reason']})")
     for row in found["refused"]:
         click.echo(f"  refused from {row['device'][:10]}: {row['reason']} ({row['message']})")
 

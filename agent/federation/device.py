@@ -120,7 +120,11 @@ class Device:
             refused=lambda error: self._events.say("publish-refused", f"{error} {error.advice}", code=error.code),
         )
         self._fetcher = Fetcher(
-            blobs=self._blobs, identity=identity, community=self._community, directory=store.home.inbox
+            blobs=self._blobs,
+            identity=identity,
+            community=self._community,
+            hub=self._hub.fingerprint(),
+            directory=store.home.inbox,
         )
         self._renewal = Renewal(
             credentials=Credentials(store.home.keys, identity.id),

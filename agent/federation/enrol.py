@@ -138,7 +138,8 @@ class Newcomer:
             nickname=self._nickname,
             certificate_request=self._certificate_request,
         )
-        body = seal(door.hub.seal_key, request.encode(), join_info(invite.community, invite.invite, identity.id))
+        info = join_info(invite.community, door.hub.fingerprint(), identity.id, invite.invite)
+        body = seal(door.hub.seal_key, request.encode(), info)
         request_topic = self._topics.join(invite.invite.hex(), identity.id)
         ends = time.monotonic() + self._patience
         pending: JoinReply | None = None
@@ -169,7 +170,7 @@ class Newcomer:
             ProtocolError: it is not the hub's, or not for this device.
         """
         verify(answer, door.hub)
-        info = joined_info(self._invite.community, self._invite.invite, self._identity.id)
+        info = joined_info(self._invite.community, door.hub.fingerprint(), self._identity.id, self._invite.invite)
         reply = JoinReply.decode(unseal(self._identity, answer.claimed.body, info))
         if not (reply.accepted or reply.pending):
             raise InviteRefusedError(f"the hub did not let this device in: {reply.message}", advice=reply.advice)

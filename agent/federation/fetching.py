@@ -42,13 +42,15 @@ class Fetcher:
         blobs: where adapters are kept once they are whole and checked.
         identity: opens what is sealed for this device.
         community: its 16-byte id.
+        hub: fingerprint of the hub's keys.
         directory: where chunks wait for the rest; survives a restart.
     """
 
-    def __init__(self, *, blobs: BlobStore, identity: Identity, community: bytes, directory: Path) -> None:
+    def __init__(self, *, blobs: BlobStore, identity: Identity, community: bytes, hub: str, directory: Path) -> None:
         self._blobs = blobs
         self._identity = identity
         self._community = community
+        self._hub = hub
         self._directory = directory
         self._transfers = TransferStore(directory, max_bytes=MAX_ADAPTER_BYTES, max_total_bytes=2 * MAX_ADAPTER_BYTES)
         self._wanted: dict[str, Manifest] = {}
@@ -191,7 +193,7 @@ class Fetcher:
     def _key(self, offer: Offer) -> bytes:
         sealed, key = self._keys.get(offer.transfer, (b"", b""))
         if sealed != offer.sealed_key:
-            info = adapter_info(self._community, self._identity.id, offer.adapter)
+            info = adapter_info(self._community, self._hub, self._identity.id, offer.transfer, offer.adapter)
             key = unseal(self._identity, offer.sealed_key, info)
             self._keys[offer.transfer] = (offer.sealed_key, key)
         return key
@@ -204,11 +206,11 @@ class Fetcher:
         self._only_whole.add(offer.adapter)  # until it is here
         try:
             data = unpack(content, size, self._base)
+            if hashlib.sha256(data).hexdigest() != offer.adapter:  # before anything reads it
+                raise SealBrokenError("an adapter came that has another hash than was announced", advice=_DROPPED)
             from_bytes(data)
         except (BodyError, AdapterError) as cause:
             raise MalformedMessageError(f"what came is no adapter: {cause}", advice=_DROPPED) from cause
-        if hashlib.sha256(data).hexdigest() != offer.adapter:
-            raise SealBrokenError("an adapter came that does not have the hash it was announced by", advice=_DROPPED)
         return data
 
     def _base(self, sha256: str) -> bytes | None:

@@ -76,6 +76,7 @@ def pack_update(
         body,
         seal_key=seal_key,
         community=bytes.fromhex(membership.community),
+        hub=membership.hub_identity.fingerprint(),
         device=device,
         round_number=round_number,
         start_sha256=release.sha256,

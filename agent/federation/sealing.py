@@ -1,7 +1,8 @@
 """How a large body is sealed for one receiver: HPKE seals a fresh key, the key seals the chunks.
 
 Everything that must not be swapped is bound into HPKE's ``info`` (RFC 9180 section 5.1), because the single-shot API
-has no associated data: who sends, to which community, for which round, under which transfer id.
+has no associated data: what it is and in which direction, the community, the hub (by the fingerprint of its keys), the
+device, and what else the value belongs to. The receiver's public key is bound by the KEM itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from agent.crypto import canonical, sealing
 from agent.crypto.sealing import TAG_BYTES
@@ -29,39 +30,49 @@ class Parcel:
     chunks: list[bytes]
 
 
-def update_info(community: bytes, device: str, transfer: bytes, round_number: int, start_sha256: str) -> bytes:
+Direction: TypeAlias = Literal["to-hub", "to-device"]
+
+
+def _info(kind: str, direction: Direction, community: bytes, hub: str, device: str, *rest: canonical.Value) -> bytes:
+    """What every seal is bound to, and what else one of this kind is."""
+    return canonical.encode([f"bramble/{kind}/2", direction, community, hub, device, *rest])
+
+
+def update_info(
+    community: bytes, hub: str, device: str, transfer: bytes, *, round_number: int, start_sha256: str
+) -> bytes:
     """What an update's seal is bound to."""
-    return canonical.encode(["bramble/update/1", community, device, transfer, round_number, start_sha256])
+    return _info("update", "to-hub", community, hub, device, transfer, round_number, start_sha256)
 
 
-def adapter_info(community: bytes, device: str, adapter_sha256: str) -> bytes:
+def adapter_info(community: bytes, hub: str, device: str, transfer: bytes, adapter_sha256: str) -> bytes:
     """What an adapter's seal is bound to, for the device it is sent to."""
-    return canonical.encode(["bramble/adapter/1", community, device, adapter_sha256])
+    return _info("adapter", "to-device", community, hub, device, transfer, adapter_sha256)
 
 
-def join_info(community: bytes, invite: bytes, device: str) -> bytes:
+def join_info(community: bytes, hub: str, device: str, invite: bytes) -> bytes:
     """What a join request's seal is bound to."""
-    return canonical.encode(["bramble/join/1", community, invite, device])
+    return _info("join", "to-hub", community, hub, device, invite)
 
 
-def joined_info(community: bytes, invite: bytes, device: str) -> bytes:
+def joined_info(community: bytes, hub: str, device: str, invite: bytes) -> bytes:
     """What the answer's seal is bound to."""
-    return canonical.encode(["bramble/joined/1", community, invite, device])
+    return _info("joined", "to-device", community, hub, device, invite)
 
 
-def succeeded_info(community: bytes, old: str, new: str) -> bytes:
+def succeeded_info(community: bytes, hub: str, old: str, new: str) -> bytes:
     """What the answer's seal is bound to that a device gets which changed its keys."""
-    return canonical.encode(["bramble/succeeded/1", community, old, new])
+    return _info("succeeded", "to-device", community, hub, new, old)
 
 
 def wrap_update(
-    body: bytes, *, seal_key: bytes, community: bytes, device: str, round_number: int, start_sha256: str
+    body: bytes, *, seal_key: bytes, community: bytes, hub: str, device: str, round_number: int, start_sha256: str
 ) -> Parcel:
-    """Seal one device's encoded update for the key of a round."""
+    """Seal one device's encoded update for the key of a round; ``hub`` is the fingerprint of the hub's keys."""
     transfer = secrets.token_bytes(16)
     key = secrets.token_bytes(32)
     chunks = sealing.seal_stream(body, key, PLAIN_CHUNK_BYTES)
-    info = update_info(community, device, transfer, round_number, start_sha256)
+    info = update_info(community, hub, device, transfer, round_number=round_number, start_sha256=start_sha256)
     sealed_key = sealing.seal(seal_key, key, info)
     offer = make_offer(
         chunks,

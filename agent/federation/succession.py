@@ -96,8 +96,9 @@ def _answer(store: DeviceStore, message: Message, old: Identity, new: Identity) 
         if unverified.kind == "card":
             follow(store, unverified)
         elif unverified.kind == "succeeded":
-            envelope = verify(unverified, store.membership.hub_identity)
-            return SuccessionReply.decode(unseal(new, envelope.body, succeeded_info(community, old.id, new.id)))
+            hub = store.membership.hub_identity
+            info = succeeded_info(community, hub.fingerprint(), old.id, new.id)
+            return SuccessionReply.decode(unseal(new, verify(unverified, hub).body, info))
     return None
 
 

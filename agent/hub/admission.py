@@ -55,7 +55,8 @@ def consider(store: HubStore, identity: Identity, unverified: Unverified, *, inv
         ProtocolError: the request is malformed, sealed for somebody else, or not signed by the keys inside it.
     """
     config = store.config
-    info = join_info(bytes.fromhex(config.community), _invite_bytes(invite), unverified.sender)
+    hub, community = identity.public.fingerprint(), bytes.fromhex(config.community)
+    info = join_info(community, hub, unverified.sender, _invite_bytes(invite))
     request = JoinRequest.decode(unseal(identity, unverified.claimed.body, info))
     public = PublicIdentity.decode(request.public)
     if public.id != unverified.sender:

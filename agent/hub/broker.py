@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from agent.errors import BrokerUnreachableError
 from agent.events import Events
-from agent.hub.doorkeeper import Doorkeeper
+from agent.hub.fence import Fence
 from agent.hub.store import open_store
 from agent.paths import Home, explained_disk
 from agent.transport.address import BrokerAddress
@@ -64,8 +64,8 @@ async def serve(home: Home, *, port: int = 0) -> None:
     """
     with open_store(home) as store:
         wanted = port or configured_port(store.config.broker)
-        doorkeeper = Doorkeeper(store)
-        async with run_broker(authenticate=doorkeeper.authenticate, allowed=doorkeeper.allowed, port=wanted) as running:
+        fence = Fence(store)
+        async with run_broker(authenticate=fence.authenticate, allowed=fence.allowed, port=wanted) as running:
             print(json.dumps({"event": "broker-ready", "url": running.url}), flush=True)  # noqa: T201 (its result)
             await asyncio.Event().wait()
 

@@ -79,6 +79,10 @@ class Hub:
         """Give how much waits in memory: messages to be handled, and adapters to be sent."""
         return {"messages": self._reception.waiting, "adapters": self._publisher.waiting}
 
+    def refused(self) -> dict[str, int]:
+        """Give how many messages were dropped since the start, by reason."""
+        return dict(self._reception.refusals.counts)
+
     async def run(self) -> None:
         """Run until cancelled."""
         self._link.on_state(self._link_changed)

@@ -30,6 +30,7 @@ from agent.errors import (
 from agent.federation.messages import Chunk, Offer, Receipt
 from agent.federation.sealing import check_of, update_info
 from agent.governance.charter import Charter
+from agent.hub.parking import MAX_PARKED_BYTES, Parking
 from agent.hub.placing import RoundTerms, Situation, place
 from agent.hub.store import HubStore, UpdateRow
 from agent.llm.adapter import Adapter
@@ -99,19 +100,36 @@ class Inbox:
         blobs: where opened updates are kept until they are merged.
         directory: where chunks wait for the rest; survives a restart.
         community: its 16-byte id.
+        hub: fingerprint of the hub's keys.
+        max_parked_bytes: what all unfinished transfers together may announce.
     """
 
-    def __init__(self, *, store: HubStore, blobs: BlobStore, directory: Path, community: bytes) -> None:
+    def __init__(
+        self,
+        *,
+        store: HubStore,
+        blobs: BlobStore,
+        directory: Path,
+        community: bytes,
+        hub: str,
+        max_parked_bytes: int = MAX_PARKED_BYTES,
+    ) -> None:
+        self._parking = Parking(directory, max_bytes=max_parked_bytes)
         self._store = store
         self._blobs = blobs
         self._directory = directory
         self._community = community
+        self._hub = hub
         self._at_hand: OrderedDict[tuple[str, bytes], tuple[Offer, IncomingTransfer]] = OrderedDict()
         self._keys: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
         self._times_damaged: Counter[tuple[str, bytes]] = Counter()
 
     def offered(self, device: str, offer: Offer, context: RoundContext | None) -> Outcome:
-        """Take in an offer: refuse it before anything travels, or ask for the chunks that are missing."""
+        """Take in an offer: refuse it before anything travels, or ask for the chunks that are missing.
+
+        Raises:
+            NoRoomError: there is no room for it now; its device offers it again.
+        """
         if offer.purpose != "update":
             raise MalformedMessageError("a device can offer updates only", advice="It was dropped.")
         settled = self._settled(device, offer.transfer)
@@ -122,6 +140,8 @@ class Inbox:
             _merge, terms = current.accept(device, offer)
             self._require_first(device, offer.round)
             room = self._transfers(device, current)
+            if offer.size <= room.max_bytes:  # else it is refused for good, below
+                self._parking.require(device, offer)
             transfer = room.begin(offer.plan, check=self._check(device, offer, terms))
         except UpdateRefusedError as refusal:
             return self._refuse(device, offer, refusal)
@@ -130,12 +150,21 @@ class Inbox:
         except OversizedMessageError as error:
             return self._refuse(device, offer, UpdateRefusedError(str(error), advice=error.advice, reason="oversized"))
         self._keep_offer(device, offer)
+        self._parking.begin(device, offer)
         self._hold(device, offer, transfer)
         self._forget_others(device, room, keep=offer.transfer)
         if transfer.complete:
             return self._finish(device, offer, transfer, current)
         missing = transfer.missing_ranges()[:256]
         return Outcome(receipt=Receipt(about=offer.transfer, state="missing", missing=missing))
+
+    def turn_away(self, device: str, offer: Offer, refusal: UpdateRefusedError) -> Outcome:
+        """Refuse an offer for something that its device did before; the database need not remember that."""
+        settled = self._settled(device, offer.transfer)
+        if settled is not None:
+            return Outcome(receipt=settled)
+        receipt = _refused(offer.transfer, refusal.reason, refusal.message, refusal.advice)
+        return Outcome(receipt=receipt, refused=refusal, over=offer.transfer, round=offer.round)
 
     def arrived(self, device: str, chunk: Chunk, context: RoundContext | None) -> Outcome:
         """Take in a chunk; when it was the last, open, check and count the update.
@@ -168,6 +197,11 @@ class Inbox:
             self._forget(device, outcome.over)
         if outcome.superseded:
             self._blobs.discard(outcome.superseded)
+
+    def forget_device(self, device: str) -> None:
+        """Remove every unfinished transfer of a device."""
+        for path in (self._directory / device).glob("*.offer"):
+            self._forget(device, bytes.fromhex(path.stem))
 
     def keep_only(self, rounds: Container[int]) -> None:
         """Remove what came of updates for other rounds than these, whose devices may never ask what became of them.
@@ -246,7 +280,14 @@ class Inbox:
         """Give the key that an update's chunks were sealed with."""
         known = self._keys.get((device, offer.sealed_key))
         if known is None:
-            info = update_info(self._community, device, offer.transfer, offer.round, offer.adapter)
+            info = update_info(
+                self._community,
+                self._hub,
+                device,
+                offer.transfer,
+                round_number=offer.round,
+                start_sha256=offer.adapter,
+            )
             known = self._keys[device, offer.sealed_key] = terms.seal_key.unseal(offer.sealed_key, info)
             while len(self._keys) > KEYS_AT_HAND:
                 self._keys.popitem(last=False)
@@ -345,6 +386,7 @@ class Inbox:
     def _forget(self, device: str, transfer: bytes) -> None:
         self._at_hand.pop((device, transfer), None)
         self._times_damaged.pop((device, transfer), None)
+        self._parking.end(device, transfer)
         shutil.rmtree(self._directory / device / transfer.hex(), ignore_errors=True)
         self._offer_path(device, transfer).unlink(missing_ok=True)
 
@@ -410,6 +452,13 @@ def _check_update(
             "the update has another scaling than the community's adapter",
             advice="Update Bramble on the device.",
             reason="wrong-scaling",
+        )
+    plan = charter.training
+    if header.steps > plan.steps or header.tokens > plan.steps * plan.batch_size * plan.window:
+        raise UpdateRefusedError(
+            f"the update says {header.steps:,} steps and {header.tokens:,} tokens, more than a round has",
+            advice="Update Bramble on the device.",
+            reason="tokens",
         )
     if delta.norm > charter.max_update_norm * NORM_SLACK:
         raise UpdateRefusedError(

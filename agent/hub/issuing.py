@@ -188,10 +188,16 @@ def revoke(store: HubStore, device: str, *, now: float) -> bytes:
 
 
 def published(store: HubStore, *, now: float) -> bytes:
-    """Sign the list of revoked certificates (PEM), and put it among the broker's files if they are on this machine."""
+    """Sign the list of revoked certificates (PEM), and put it among the broker's files if they are on this machine.
+
+    Whoever is no member any more is on it, whichever way it went.
+    """
     config = store.config
     with CertificateBook(store.home.keys / BOOK_FILE) as book:
         book.forget_expired(now)
+        for row in store.everybody():
+            if row.standing in {"revoked", "left", "succeeded"}:
+                book.revoke(row.device, now)
         revoked = book.revoked()
     authority = authority_of(store.home, config.community, now=now)
     signed = authority.revocation_list(revoked, number=store.next_number("revocation-list"), now=now)

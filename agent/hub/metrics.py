@@ -7,6 +7,7 @@ device: who took part in a round is for the hub's operator (`bramble hub round`)
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from agent.errors import SettingsError
 from agent.events import Events, Value
+from agent.federation.refusals import reasons
 from agent.hub.rounds import FOLLOWERS
 from agent.hub.store import HubStore
 
@@ -37,6 +39,10 @@ class Measured(Protocol):
 
     def traffic(self) -> dict[str, int]:
         """Give the bytes of messages received and sent since the start."""
+        ...
+
+    def refused(self) -> dict[str, int]:
+        """Give how many messages were dropped since the start, by reason."""
         ...
 
 
@@ -63,7 +69,6 @@ class HubMetrics(Collector):
         self._refused = counter("updates_refused", "Updates that were refused, by reason.", "reason")
         self._bytes = counter("update_bytes", "Sealed bytes of the updates that were counted.")
         self._verdicts = counter("verdicts", "Verdicts of devices on candidates.")
-        self._messages = counter("messages_refused", "Messages that were dropped, by code.", "code")
         self._merges = Histogram(
             "bramble_hub_merge_seconds", "How long merges took.", buckets=MERGE_BUCKETS, registry=registry
         )
@@ -81,10 +86,6 @@ class HubMetrics(Collector):
                     self._superseded.inc()
             case "update-refused":
                 self._refused.labels(str(fields["reason"])).inc()
-            case "message-refused":
-                self._messages.labels(str(fields["code"])).inc()
-            case "message-failed":
-                self._messages.labels("unexpected").inc()
             case "verdict":
                 self._verdicts.inc()
             case "merged":
@@ -111,6 +112,15 @@ class HubMetrics(Collector):
         for direction, count in self._hub.traffic().items():
             traffic.add_metric([direction], count)
         yield traffic
+        refused = CounterMetricFamily(
+            "bramble_messages_refused", "Messages that were dropped, by reason.", labels=["reason"]
+        )
+        counts = self._hub.refused()
+        for reason in reasons():  # these and no others: nothing that is sent makes a label
+            refused.add_metric([reason], counts.get(reason, 0))
+        yield refused
+        aside = len(self._store.set_aside(time.time()))
+        yield _gauge("devices_set_aside", "Devices whose updates are refused for what they sent before.", aside)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,21 @@ def _keys(public: bytes) -> list[bytes]:
             raise CorruptStateError("a member's keys cannot be read", advice="Restore the database from a backup.")
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: _second_schema, 2: _third_schema}
+def _fourth_schema(connection: Connection, _blobs: BlobStore) -> None:
+    """What is held against devices."""
+    connection.execute(
+        text("""CREATE TABLE conduct (
+            device VARCHAR(64) NOT NULL PRIMARY KEY,
+            strikes INTEGER NOT NULL,
+            since BIGINT NOT NULL,
+            times INTEGER NOT NULL,
+            until BIGINT NOT NULL,
+            reason VARCHAR(64) NOT NULL
+        )""")
+    )
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _second_schema, 2: _third_schema, 3: _fourth_schema}
 """By the version that each begins with."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,7 @@ from agent.federation.messages import (
 )
 from agent.federation.sealing import adapter_info, adapter_transfer_id, make_offer
 from agent.hub.downloads import Downloads
+from agent.hub.limits import DownloadAllowances
 from agent.hub.merge.rule import load_rule
 from agent.hub.rounds import TAKING, RoundState
 from agent.hub.store import HubStore, ReleaseRow
@@ -35,9 +37,13 @@ from agent.hub.succession import successions
 from agent.paths import BlobStore
 from agent.transport.link import Link
 from agent.transport.topics import Topics
+from agent.transport.transfer import CHUNK_BYTES
 
 MAX_WAITING = 4096
 """Adapter requests that wait to be served; more are dropped, and their devices ask again."""
+
+MAX_WAITING_A_DEVICE = 4
+"""Likewise, of one device: what stands, what is on trial, and what it missed."""
 
 MAX_FORGOTTEN = 16
 """Starts of the hub that its announcements tell of."""
@@ -73,6 +79,8 @@ class Publisher:
         self._downloads = Downloads(blobs)
         self._wishes: asyncio.Queue[Request] = asyncio.Queue(MAX_WAITING)
         self._wished: set[tuple[str, str]] = set()
+        self._waiting_of: Counter[str] = Counter()
+        self._allowances = DownloadAllowances(adapter_bytes=store.current().manifest.size)
         self._announcing = asyncio.Lock()  # so that the retained announcement is the newest one
         self.sent_bytes = 0
         self._rule = load_rule(self._config.charter.merge_rule)
@@ -164,12 +172,23 @@ class Publisher:
             forgotten=self._store.gaps(),
         )
 
-    def wish(self, request: Request) -> bool:
-        """Note that a device wants an adapter; asking again while waiting changes nothing."""
+    def wish(self, request: Request, size: int) -> bool:
+        """Note that a device wants an adapter of so many bytes; asking again while waiting changes nothing.
+
+        What is asked for is taken from what the device may fetch. False where that, or the queue, is too much.
+        """
         key = (request.device, request.want.adapter)
-        if key in self._wished or self._wishes.full():
+        if key in self._wished:
+            return True
+        chunks = sum(length for _first, length in request.want.missing)
+        cost = min(size, chunks * CHUNK_BYTES) if chunks else size
+        if self._wishes.full() or self._waiting_of[request.device] >= MAX_WAITING_A_DEVICE:
+            return False
+        # A part may turn out to be of a transfer that is not the present one, and then all of it is sent.
+        if not self._allowances.holds(request.device, size) or not self._allowances.take(request.device, cost):
             return False
         self._wished.add(key)
+        self._waiting_of[request.device] += 1
         self._wishes.put_nowait(request)
         return True
 
@@ -181,6 +200,8 @@ class Publisher:
         while True:
             request = await self._wishes.get()
             self._wished.discard((request.device, request.want.adapter))
+            self._waiting_of[request.device] -= 1
+            self._waiting_of += Counter()  # forgets those of whom nothing waits
             release = self._store.release(request.want.adapter)
             receiver = device_key.get(request.device)
             if receiver is not None and not self._store.is_member(request.device):
@@ -198,8 +219,10 @@ class Publisher:
         download = await asyncio.to_thread(self._downloads.smallest, release, known)
         transfer = adapter_transfer_id(sha256, device, download.content_sha256)
         missing = tuple(want.missing) if want.transfer == transfer else ()
+        if want.missing and not missing and not self._allowances.take(device, release.manifest.size):
+            return  # it asks again
         if not missing:
-            info = adapter_info(self._community, device, sha256)
+            info = adapter_info(self._community, self._identity.public.fingerprint(), device, transfer, sha256)
             sealed_key = seal(receiver.seal_key, download.key, info)
             offer = make_offer(
                 download.chunks,

@@ -1,19 +1,20 @@
 """What the hub hears: each message checked, handled, and answered, many of them in one transaction.
 
-All messages that wait are handled together. What they change is committed once; then they are acknowledged, and only
-then are the answers sent and is anything said of it. So a message is let go of when its outcome is on the disk, an
-answer never speaks of something that a power cut can undo, and one write to the disk serves as many messages as came
-meanwhile.
+The doorkeeper refuses what it can without the database. What it lets through is handled together: what that changes is
+committed once; then all are acknowledged, and only then are the answers sent and is anything said of it. So a message
+is let go of when its outcome is on the disk, an answer never speaks of something that a power cut can undo, and one
+write to the disk serves as many messages as came meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from agent.crypto.envelope import Envelope, Unverified, parse
+from agent.crypto.envelope import Envelope
 from agent.crypto.identity import Identity, PublicIdentity
 from agent.crypto.replay import ReplayWindow
 from agent.crypto.sealing import SealKey, seal
@@ -22,9 +23,11 @@ from agent.errors import (
     BadSignatureError,
     BrambleError,
     MalformedMessageError,
+    OversizedMessageError,
     ProtocolError,
-    UnknownSenderError,
-    WrongCommunityError,
+    RateLimitedError,
+    SetAsideError,
+    UpdateRefusedError,
 )
 from agent.events import Events, Value
 from agent.federation.messages import (
@@ -39,21 +42,26 @@ from agent.federation.messages import (
     Verdict,
     Want,
 )
+from agent.federation.refusals import UNEXPECTED, Refusals
 from agent.federation.sealing import joined_info, succeeded_info
 from agent.hub.admission import accepted, consider
+from agent.hub.conduct import BAD
+from agent.hub.doorkeeper import Doorkeeper
+from agent.hub.doorkeeper import Request as JoinAsked
 from agent.hub.gate import Judgement
 from agent.hub.inbox import Inbox, Outcome, RoundContext
 from agent.hub.issuing import renewed
-from agent.hub.members import Decided, DeviceRow
+from agent.hub.limits import Allowances
+from agent.hub.members import Decided
 from agent.hub.merge.rule import load_rule
 from agent.hub.placing import RoundTerms, Situation
 from agent.hub.publishing import Publisher, Request
-from agent.hub.register import Register
+from agent.hub.register import Former, Register
 from agent.hub.store import HubStore
 from agent.llm.adapter import from_bytes
 from agent.paths import BlobStore
 from agent.transport.link import Link, Message
-from agent.transport.topics import ParsedTopic
+from agent.transport.topics import ParsedTopic, Topics
 
 _DROPPED = "It was dropped."
 MAX_BATCH = 64
@@ -69,6 +77,7 @@ class Batch:
 
     said: list[tuple[str, str, dict[str, Value]]] = field(default_factory=list)
     answers: list[tuple[str, str, bytes]] = field(default_factory=list)
+    refused: list[tuple[Message, Exception]] = field(default_factory=list)
     tidied: list[Callable[[], None]] = field(default_factory=list)
     windows: dict[str, ReplayWindow] = field(default_factory=dict)
     counted: bool = False
@@ -117,13 +126,31 @@ class Reception:
         self._config = store.config
         self._community = bytes.fromhex(self._config.community)
         self._rule = load_rule(self._config.charter.merge_rule)
-        self._inbox = Inbox(store=store, blobs=blobs, directory=store.home.inbox, community=self._community)
+        self._inbox = Inbox(
+            store=store,
+            blobs=blobs,
+            directory=store.home.inbox,
+            community=self._community,
+            hub=identity.public.fingerprint(),
+        )
+        self._topics = Topics(self._config.community)
         self._context: RoundContext | None = None
         self._tidied: frozenset[int] | None = None
         self._queue: asyncio.Queue[Message] = asyncio.Queue(MAX_QUEUED)
+        self._set_aside: dict[str, int] = {}  # until when, of each device that is; the database has the last word
         self._register = Register(store)
         self.known = self._register.known
         self.received_bytes = 0
+        self.refusals = Refusals(events)
+        self._allowances = Allowances(adapter_bytes=store.current().manifest.size)
+        self._doorkeeper = Doorkeeper(
+            topics=self._topics,
+            known=self.known,
+            windows=self._register.windows,
+            allowances=self._allowances,
+            clock=clock,
+            outside=self._register.former,
+        )
 
     @property
     def waiting(self) -> int:
@@ -146,7 +173,11 @@ class Reception:
             self._tell_revoked(device, batch)
 
     def tidy(self) -> None:
-        """Remove what lies on the disk of updates that cannot count any more; looked for when a round is over."""
+        """Look who was let back in, and remove from the disk what cannot count any more once a round is over."""
+        still = self._store.set_aside(self._clock())
+        for device in self._set_aside.keys() - still.keys():
+            self._events.say("device-let-back", f"device {device[:10]} may hand in updates again", device=device)
+        self._set_aside = still
         context = self.context()
         rounds = frozenset(() if context is None else context.now.terms)
         if rounds != self._tidied:
@@ -174,11 +205,13 @@ class Reception:
 
     async def _handle_all(self, messages: list[Message]) -> None:
         batch = Batch()
-        with self._store.transaction():
-            self._take_in_decisions(batch)
-            for message in messages:
-                self._handle_one(message, batch)
-            self._store.save_replay(batch.windows)
+        heard = [(message, found) for message in messages if (found := self._look(message, batch))]
+        if heard:
+            with self._store.transaction():
+                self._take_in_decisions(batch)
+                for message, found in heard:
+                    self._handle_one(message, found, batch)
+                self._store.save_replay(batch.windows)
         for message in messages:
             message.ack()
         for tidy in batch.tidied:
@@ -189,46 +222,74 @@ class Reception:
         """Tell of a batch that is on the disk, and send its answers."""
         for event, text, fields in batch.said:
             self._events.say(event, text, **fields)
+        for message, error in batch.refused:
+            self._refuse(message, error)
         if batch.counted:
             self._moved()
         envelopes = [(topic, self._publisher.envelope(kind, body)) for topic, kind, body in batch.answers]
         await asyncio.gather(*(self._publisher.send(topic, envelope) for topic, envelope in envelopes))
 
-    def _handle_one(self, message: Message, batch: Batch) -> None:
-        """Handle one message; one that is refused changes nothing and is said to be."""
+    def _look(self, message: Message, batch: Batch) -> Envelope | JoinAsked | Former | None:
+        """Have the doorkeeper look at a message; None where it is refused."""
         self.received_bytes += len(message.payload)
-        device: str | None = None
         try:
-            topic = self._publisher.topics.parse(message.topic)
-            device = topic.device
+            return self._doorkeeper.look(message)
+        except Exception as error:  # noqa: BLE001 (no message, whatever is in it, may stop the hub)
+            batch.refused.append((message, error))
+        return None
+
+    def _refuse(self, message: Message, error: Exception) -> None:
+        """Count a message that is dropped, and say why."""
+        device = self._topics.device_of(message.topic)
+        where = f"a message on {message.topic[-80:]}"
+        if isinstance(error, ProtocolError):
+            text, reason = f"{where} was refused: {error}", error.code
+        else:
+            text, reason = f"{where} could not be handled and was dropped: {error!r}", UNEXPECTED
+        self.refusals.note(reason, text, topic=message.topic[:256], device=device)
+
+    def _handle_one(self, message: Message, found: Envelope | JoinAsked | Former, batch: Batch) -> None:
+        """Handle one message; one that is refused changes nothing but what is held against its sender."""
+        try:
             with self._store.attempt():
-                self._handle(message, topic, batch)
+                if isinstance(found, JoinAsked):
+                    self._admit(found, batch)
+                elif isinstance(found, Former):
+                    self._from_former(found, batch)
+                else:
+                    self._from_member(message, found, batch)
         except ProtocolError as error:
-            text = f"a message on {message.topic[-80:]} was refused: {error}"
-            batch.say("message-refused", text, code=error.code, topic=message.topic, device=device)
+            batch.refused.append((message, error))
+            if isinstance(found, Envelope) and isinstance(error, (MalformedMessageError, OversizedMessageError)):
+                self._strike(found.sender, error.code, batch)
         except BrambleError:
             raise  # the disk or the database: the messages stay with the broker until this is mended
         except Exception as error:  # noqa: BLE001 (no message, whatever is in it, may stop the hub)
-            text = f"a message on {message.topic[-80:]} could not be handled and was dropped: {error!r}"
-            batch.say("message-failed", text, topic=message.topic, device=device)
+            batch.refused.append((message, error))
 
-    def _handle(self, message: Message, topic: ParsedTopic, batch: Batch) -> None:
-        unverified = parse(message.payload)
-        if unverified.community != self._community:
-            raise WrongCommunityError("an envelope of another community came", advice="It was dropped.")
-        if topic.device != unverified.sender:
-            raise UnknownSenderError(
-                f"{unverified.sender[:10]} wrote on the topic of {str(topic.device)[:10]}", advice="It was dropped."
-            )
-        if topic.room == "join" and unverified.kind == "renew":
-            self._from_member(unverified, topic, batch)  # whose certificate has expired, so it came by the other door
-        elif topic.room == "join" and topic.invite is not None:
-            self._admit(unverified, topic.invite, batch)
-        elif topic.room == "from":
-            self._from_member(unverified, topic, batch)
+    def _strike(self, device: str, reason: str, batch: Batch) -> None:
+        """Hold something against a device that it signed; where that is too much, set it aside."""
+        now = int(self._clock())
+        if device in self._set_aside:
+            return
+        conduct = self._store.add_strike(device, reason, now)
+        if conduct.until <= now:
+            return
+        self._set_aside[device] = conduct.until
+        batch.tidied.append(partial(self._inbox.forget_device, device))
+        batch.say(
+            "device-set-aside",
+            f"device {device[:10]} keeps sending what cannot be used ({reason}) and is set aside for "
+            f"{(conduct.until - now) / 3600:.0f} h; `bramble hub pardon {device[:10]}` lets it back in",
+            device=device,
+            reason=reason,
+            until=conduct.until,
+            times=conduct.times,
+        )
 
-    def _admit(self, unverified: Unverified, invite: str, batch: Batch) -> None:
-        admission = consider(self._store, self._identity, unverified, invite=invite, now=int(self._clock()))
+    def _admit(self, asked: JoinAsked, batch: Batch) -> None:
+        invite = asked.invite
+        admission = consider(self._store, self._identity, asked.unverified, invite=invite, now=int(self._clock()))
         public, outcome = admission.public, admission.outcome
         if outcome == "admitted":
             self._register.note(public.id)
@@ -241,29 +302,25 @@ class Reception:
         elif outcome not in {"member", "pending"}:
             words = f"device {public.short_id} was not let in: {admission.reply.message}"
             batch.say("join-refused", words, device=public.id, reason=outcome)
-        info = joined_info(self._community, bytes.fromhex(invite), public.id)
+        info = joined_info(self._community, self._identity.public.fingerprint(), public.id, bytes.fromhex(invite))
         body = seal(public.seal_key, admission.reply.encode(), info)
         batch.answers.append((self._publisher.topics.joined(invite, public.id), "joined", body))
 
-    def _from_member(self, unverified: Unverified, topic: ParsedTopic, batch: Batch) -> None:
-        device = unverified.sender
-        former = self._register.former(unverified)
-        if former is not None:
-            self._from_former(*former, batch)
-        envelope, window = self._register.hear(unverified)
-        if envelope.kind != (topic.kind or "renew"):
-            raise MalformedMessageError(
-                f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
-            )
-        if envelope.kind == "renew":
-            self._renew(device, topic, Renew.decode(envelope.body), batch)
-        else:
-            self._dispatch(device, envelope, window, batch)
-        window.accept(envelope.counter)
-        batch.windows[device] = window
+    def _from_member(self, message: Message, envelope: Envelope, batch: Batch) -> None:
+        device = envelope.sender
+        if device not in self.known:  # a steward put it out since the doorkeeper looked
+            self._tell_revoked(device, batch)
+            raise self._register.stranger(device)
+        batch.windows[device] = self._register.windows[device]
+        self._dispatch(message, envelope, batch)
 
-    def _from_former(self, row: DeviceRow, envelope: Envelope, batch: Batch) -> None:
-        """Answer a device that is out: its answer may have been lost, or nobody told it. Nothing is changed."""
+    def _from_former(self, former: Former, batch: Batch) -> None:
+        """Answer a device that is out: its answer may have been lost, or nobody told it. Nothing is changed.
+
+        Raises:
+            ProtocolError: the message is refused, always.
+        """
+        row, envelope = former.row, former.envelope
         self._tell_revoked(row.device, batch)
         if row.standing == "left" and envelope.kind == "leave":
             batch.answers.append(self._answer(row.device, _done(Leave.decode(envelope.body))))
@@ -272,6 +329,7 @@ class Reception:
             new = PublicIdentity.decode(Succeed.decode(envelope.body).public)
             if new.id == row.successor:
                 batch.answers.append(self._welcome(row.device, new))
+        raise former.why
 
     def _succeed(self, old: PublicIdentity, said: Succeed, window: ReplayWindow, batch: Batch) -> None:
         """Take a member's new keys, which its old ones have signed with this message."""
@@ -288,7 +346,8 @@ class Reception:
     def _welcome(self, old: str, new: PublicIdentity) -> tuple[str, str, bytes]:
         """Answer a device that changed its keys: what a newcomer gets, for the new ones."""
         reply = SuccessionReply(**accepted(self._config, new.id).model_dump())
-        body = seal(new.seal_key, reply.encode(), succeeded_info(self._community, old, new.id))
+        info = succeeded_info(self._community, self._identity.public.fingerprint(), old, new.id)
+        body = seal(new.seal_key, reply.encode(), info)
         return self._publisher.topics.to(old, "succeeded"), "succeeded", body
 
     def _left(self, device: str, leave: Leave, batch: Batch) -> None:
@@ -311,11 +370,18 @@ class Reception:
             batch.say("device-revoked", f"device {device[:10]} is told that it was revoked", device=device)
             batch.answers.append((self._publisher.topics.to(device, "standing"), "standing", notice.encode()))
 
-    def _dispatch(self, device: str, envelope: Envelope, window: ReplayWindow, batch: Batch) -> None:
-        kind, body = envelope.kind, envelope.body
+    def _dispatch(self, message: Message, envelope: Envelope, batch: Batch) -> None:
+        device, kind, body = envelope.sender, envelope.kind, envelope.body
         if kind == "offer":
-            self._after(device, self._inbox.offered(device, Offer.decode(body), self._now(batch)), batch)
+            offer, barred = Offer.decode(body), self._barred(device)
+            if barred is None:
+                outcome = self._inbox.offered(device, offer, self._now(batch))
+            else:
+                outcome = self._inbox.turn_away(device, offer, barred)
+            self._after(device, outcome, batch)
         elif kind == "chunk":
+            if device in self._set_aside:
+                raise SetAsideError(f"{device[:10]} is set aside", advice="Its chunks are dropped until then.")
             self._after(device, self._inbox.arrived(device, Chunk.decode(body), self._now(batch)), batch)
         elif kind == "want":
             self._wanted(device, Want.decode(body), batch)
@@ -324,11 +390,22 @@ class Reception:
         elif kind == "leave":
             self._left(device, Leave.decode(body), batch)
         elif kind == "succeed":
-            moved = ReplayWindow.from_bytes(window.to_bytes())
-            moved.accept(envelope.counter)
-            self._succeed(self._register.known[device], Succeed.decode(body), moved, batch)
+            window = ReplayWindow.from_bytes(self._register.windows[device].to_bytes())
+            self._succeed(self.known[device], Succeed.decode(body), window, batch)
         else:
-            raise MalformedMessageError(f"the hub knows no message of kind {kind}", advice="It was dropped.")
+            self._renew(device, self._topics.parse(message.topic), Renew.decode(body), batch)
+
+    def _barred(self, device: str) -> UpdateRefusedError | None:
+        """Say why a device may hand in nothing at the moment."""
+        until = self._set_aside.get(device, 0)
+        if until <= self._clock():
+            return None
+        return UpdateRefusedError(
+            "the hub has set this device aside for what it sent before, until "
+            + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(until)),
+            advice="Update Bramble on it. The hub's operator can let it back in earlier: `bramble hub pardon`.",
+            reason="set-aside",
+        )
 
     def _renew(self, device: str, topic: ParsedTopic, asked: Renew, batch: Batch) -> None:
         """Give a member a new certificate, by the door that it came by."""
@@ -398,6 +475,8 @@ class Reception:
                 device=device,
                 reason=outcome.refused.reason,
             )
+            if outcome.refused.reason in BAD:
+                self._strike(device, outcome.refused.reason, batch)
         if outcome.receipt is not None:
             batch.answers.append(self._answer(device, outcome.receipt))
         batch.tidied.append(partial(self._inbox.tidy, device, outcome))
@@ -414,13 +493,18 @@ class Reception:
             )
             batch.answers.append(self._answer(device, receipt))
             return
-        self._publisher.wish(Request(device=device, want=want))
+        if not self._publisher.wish(Request(device=device, want=want), release.manifest.size):
+            raise RateLimitedError(
+                f"{device[:10]} asks for more than any device needs to", advice="It asks again by itself, later."
+            )
 
     def _judged(self, device: str, verdict: Verdict, batch: Batch) -> None:
         state = self._store.round_state()
         candidate = self._store.candidate(state.number) if state is not None and state.phase == "trial" else None
-        receipt = Receipt(about=verdict.about, state="done")
-        if candidate is None or candidate.manifest.sha256 != verdict.candidate:
+        receipt, barred = Receipt(about=verdict.about, state="done"), self._barred(device)
+        if barred is not None:
+            receipt = Receipt(about=verdict.about, state="refused", reason=barred.reason, message=barred.message)
+        elif candidate is None or candidate.manifest.sha256 != verdict.candidate:
             receipt = Receipt(about=verdict.about, state="refused", reason="trial-over", message="the trial is over")
         else:
             judgement = Judgement(device=device, before=verdict.before, after=verdict.after, targets=verdict.targets)

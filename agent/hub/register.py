@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agent.crypto.envelope import Envelope, Unverified, verify
 from agent.crypto.identity import PublicIdentity
 from agent.crypto.replay import ReplayWindow
-from agent.errors import ReplayedMessageError, RevokedSenderError, UnknownSenderError
+from agent.errors import RevokedSenderError, UnknownSenderError
 from agent.federation.messages import StandingNotice
 from agent.hub.members import DeviceRow
 from agent.hub.store import HubStore
@@ -30,6 +30,21 @@ class Decisions:
     approved: Sequence[DeviceRow] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Former:
+    """A message of a device that is no member, any more or yet: it may ask for its answer again, and gets no further.
+
+    Attributes:
+        row: what the book has of it.
+        envelope: the message, which is its.
+        why: it is dropped.
+    """
+
+    row: DeviceRow
+    envelope: Envelope
+    why: RevokedSenderError | UnknownSenderError
+
+
 class Register:
     """Who is who.
 
@@ -38,11 +53,12 @@ class Register:
 
     Attributes:
         known: the members' public keys, by id.
+        windows: of the counters that each of them has used.
     """
 
     def __init__(self, store: HubStore) -> None:
         self._store = store
-        self._windows: dict[str, ReplayWindow] = {}
+        self.windows: dict[str, ReplayWindow] = {}
         self._outside: dict[str, DeviceRow] = {}
         self._decisions = -1
         self._told: dict[str, float] = {}
@@ -66,7 +82,7 @@ class Register:
             del self.known[device]  # in place: others hold this very dictionary
         for device, row in members.items():
             self.known[device] = row.public
-            self._windows.setdefault(device, row.replay)
+            self.windows.setdefault(device, row.replay)
         revoked = self._with("revoked") - before["revoked"]
         return Decisions(revoked, [members[device] for device in before["pending"] & members.keys()])
 
@@ -81,7 +97,7 @@ class Register:
         if row.standing == "member":
             self._outside.pop(device, None)
             self.known[device] = row.public
-            self._windows.setdefault(device, row.replay)
+            self.windows.setdefault(device, row.replay)
         else:
             self._outside[device] = row
             self.known.pop(device, None)
@@ -91,37 +107,17 @@ class Register:
         for device in (old, new):
             self.note(device)
 
-    def hear(self, unverified: Unverified) -> tuple[Envelope, ReplayWindow]:
-        """Check that a message is a member's and new, and give it with the window that is to accept its counter.
-
-        Raises:
-            RevokedSenderError: its sender was put out.
-            UnknownSenderError: its sender is no member.
-            BadSignatureError: it is not the sender's.
-            ReplayedMessageError: it was seen before, or is too old.
-        """
-        device = unverified.sender
-        public, window = self.known.get(device), self._windows.get(device)
-        if public is None or window is None:
-            raise self._stranger(unverified)
-        envelope = verify(unverified, public)
-        if window.check(envelope.counter) != "new":
-            raise ReplayedMessageError(
-                f"message {envelope.counter} of {device[:10]} was seen before, or is too old", advice="It was dropped."
-            )
-        return envelope, window
-
-    def former(self, unverified: Unverified) -> tuple[DeviceRow, Envelope] | None:
-        """Give the message of a device that was a member and is out, if it is one's: it may ask for its answer again.
+    def former(self, unverified: Unverified) -> Former | None:
+        """Give the message of a device that asked to be let in and is no member, if it is one's.
 
         Raises:
             BadSignatureError: it is not the sender's.
         """
         row = self._outside.get(unverified.sender)
-        return None if row is None else (row, verify(unverified, row.public))
+        return None if row is None else Former(row, verify(unverified, row.public), self.stranger(row.device))
 
-    def _stranger(self, unverified: Unverified) -> RevokedSenderError | UnknownSenderError:
-        device = unverified.sender
+    def stranger(self, device: str) -> RevokedSenderError | UnknownSenderError:
+        """Say why messages of somebody who is no member are dropped."""
         row = self._outside.get(device)
         if row is not None and row.standing == "revoked":
             return RevokedSenderError(f"{device[:10]} was revoked", advice="Its messages are dropped; it is told so.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +47,7 @@ def hub_status(store: HubStore) -> dict[str, Any]:
         "updates": [_update(row) for row in store.updates()],
         "refusals": store.refusals(),
         "acts": store.acts(),
+        "set_aside": _set_aside(store),
     }
     if state is not None:
         candidate = store.candidate(state.number)
@@ -57,6 +59,12 @@ def hub_status(store: HubStore) -> dict[str, Any]:
             "extended": state.extended,
         }
     return found
+
+
+def _set_aside(store: HubStore) -> list[dict[str, Any]]:
+    now = time.time()
+    held = (row for row in store.conducts().values() if row.until > now)
+    return [{"device": row.device, "until": row.until, "reason": row.reason, "times": row.times} for row in held]
 
 
 def _update(row: UpdateRow) -> dict[str, Any]:
@@ -116,6 +124,7 @@ def round_report(store: HubStore, number: int) -> dict[str, Any]:
         ],
         "elsewhere": [{**_update(update), "nickname": names.get(update.device, "")} for update in elsewhere],
         "refused": store.refusals(number),
+        "set_aside": _set_aside(store),
         "energy": {
             key: merged.get(f"{key}_energy") for key in ("released", "carried", "discarded") if "seconds" in merged
         },

@@ -11,7 +11,9 @@ import time
 from typing import Any
 
 from agent.federation.messages import Admission
+from agent.hub.issuing import revoke
 from agent.hub.members import Decided, Decision
+from agent.hub.membership import conduct_of
 from agent.hub.store import HubConfig, hub_blobs, open_store
 from agent.paths import Home
 
@@ -34,8 +36,10 @@ def decide(home: Home, device: str, decision: Decision, *, reason: str = "") -> 
     """
     with open_store(home) as store:
         decided = store.decide(device, decision, by=getpass.getuser(), reason=reason, now=int(time.time()))
-        # A broker that goes by certificates is told here, once the book says so: whoever is killed in between revokes
-        # again, and the hub refuses the device either way.
+        # A broker that goes by certificates is told once the book says so. Whoever is killed in between finds the device
+        # on the next list (`bramble hub revocation-list`); the hub refuses it either way.
+        if decision == "revoke" and store.config.certificates:
+            revoke(store, decided.row.device, now=time.time())
         for update in decided.dropped.waiting:
             hub_blobs(home).discard(update)
     return decided
@@ -80,9 +84,10 @@ def list_invites(home: Home) -> list[dict[str, Any]]:
 
 
 def list_members(home: Home) -> dict[str, Any]:
-    """Give every device that ever asked to be let in, those that wait first, and how newcomers are let in."""
+    """Give how newcomers are let in, and every device that ever asked to be, with its conduct; who waits is first."""
     with open_store(home) as store:
         rows, admission = store.everybody(), store.config.admission
+        kept = conduct_of(store)
     order = ("pending", "member", "refused", "revoked", "left", "succeeded")
     rows.sort(key=lambda row: (order.index(row.standing), row.joined, row.device))
     return {
@@ -98,6 +103,7 @@ def list_members(home: Home) -> dict[str, Any]:
                 "changed": row.changed,
                 "reason": row.reason,
                 "successor": row.successor,
+                **kept(row.device),
             }
             for row in rows
         ],

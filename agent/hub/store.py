@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.errors import NotInitialisedError
 from agent.federation.messages import Admission
 from agent.governance.charter import Charter
+from agent.hub.conduct import ConductBook
 from agent.hub.database import make_engine
 from agent.hub.members import DeviceRow, Members
 from agent.hub.migrations import bring_up_to_date
@@ -71,7 +72,7 @@ class HubConfig(BaseModel):
         return max(self.keep_releases, self.charter.rounds.max_staleness + 1)
 
 
-class HubStore(Members, RoundBook, ReleaseBook):
+class HubStore(Members, ConductBook, RoundBook, ReleaseBook):
     """The hub's database. A context manager; use :func:`create_store` or :func:`open_store`."""
 
     @property

@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised with every change of a table; `agent/hub/migrations.py` brings older databases up."""
 
 metadata = MetaData()
@@ -143,4 +143,16 @@ acts = Table(
     Column("act", String(32), nullable=False, comment="what an operator did by hand, such as rollback"),
     Column("operator", String(64), nullable=False, comment="the operator's account on the hub's machine"),
     Column("details", Text, nullable=False, comment="JSON"),
+)
+
+conduct = Table(
+    "conduct",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("strikes", Integer, nullable=False),
+    Column("since", BigInteger, nullable=False, comment="Unix time of the first of them, seconds"),
+    Column("times", Integer, nullable=False, comment="how often it was set aside"),
+    Column("until", BigInteger, nullable=False, comment="Unix time until which it is set aside, seconds"),
+    Column("reason", String(64), nullable=False, comment="of the last strike"),
+    comment="One row a device that something is held against; see agent/hub/conduct.py.",
 )

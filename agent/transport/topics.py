@@ -115,6 +115,13 @@ class Topics:
             raise _malformed(topic)
         return parsed
 
+    def device_of(self, topic: str) -> str | None:
+        """Give the device that a topic of this community names, if it is one and names any."""
+        try:
+            return self.parse(topic).device
+        except MalformedMessageError:
+            return None
+
 
 def parse(topic: str) -> ParsedTopic:
     """Read a topic of any community.

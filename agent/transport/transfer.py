@@ -238,7 +238,7 @@ class TransferStore:
     def __init__(self, directory: Path, *, max_bytes: int, max_total_bytes: int, durable: bool = True) -> None:
         self._directory = directory
         self._durable = durable
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
 
     def begin(self, plan: TransferPlan, *, check: Check | None = None) -> IncomingTransfer:
@@ -259,9 +259,9 @@ class TransferStore:
             if known.plan != plan:
                 raise TransferError("Two transfers have the same id.", advice=_ADVICE)
             return known
-        if plan.total_bytes > self._max_bytes:
+        if plan.total_bytes > self.max_bytes:
             raise OversizedMessageError(
-                f"A transfer of {plan.total_bytes} bytes was announced; at most {self._max_bytes} are taken.",
+                f"A transfer of {plan.total_bytes} bytes was announced; at most {self.max_bytes} are taken.",
                 advice=_ADVICE,
             )
         total = plan.total_bytes + sum(transfer.plan.total_bytes for transfer in self.stored())

@@ -40,6 +40,7 @@ SHAPES = {
 """All linear layers of SmolLM2-135M."""
 DENSITY = 0.1
 COMMUNITY, ROUND, START = bytes(16), 1, "cd" * 32
+HUB = "h" * 52
 
 
 def community() -> Adapter:
@@ -88,6 +89,7 @@ def prepare(folder: Path, rule: str, compression: str, distinct: int) -> int:
             body,
             seal_key=key.public,
             community=COMMUNITY,
+            hub=HUB,
             device=f"device-{number}",
             round_number=ROUND,
             start_sha256=START,
@@ -102,7 +104,14 @@ def read(folder: Path, key: SealKey, number: int, shapes: Mapping[ModulePath, tu
     """Open one sealed update as the hub does."""
     offer = Offer.decode((folder / f"{number}.offer").read_bytes())
     sealed = (folder / f"{number}.sealed").read_bytes()
-    info = update_info(COMMUNITY, f"device-{number}", offer.transfer, offer.round, offer.adapter)
+    info = update_info(
+        COMMUNITY,
+        HUB,
+        f"device-{number}",
+        offer.transfer,
+        round_number=offer.round,
+        start_sha256=offer.adapter,
+    )
     stream_key = key.unseal(offer.sealed_key, info)
     body = open_stream(pieces(sealed, offer.chunk_bytes), stream_key, len(sealed))
     return Contribution(delta=read_update(body, shapes=shapes, max_rank=RANK), weight=1000.0 + number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from agent.crypto.identity import Identity
 from agent.crypto.sealing import SealKey, open_stream
 from agent.data.consent import ConsentBook
 from agent.data.sources import survey
@@ -24,6 +25,7 @@ from agent.update.delta import Delta, Factors, apply
 from agent.update.wire import decode_update
 
 KEY = SealKey.generate()
+HUB = Identity.generate().public
 COMMUNITY = "c" * 32
 DEVICE = "a" * 52
 
@@ -90,7 +92,7 @@ class Desk:
             Membership(
                 community=COMMUNITY,
                 broker="mqtt://127.0.0.1:1",
-                hub=b"",
+                hub=HUB.encode(),
                 username="",
                 password="",
                 base=self.home.root / "tiny.gguf",
@@ -127,7 +129,8 @@ class Desk:
         )
         parts = [Outbox(self.store.connection).part(record.transfer, index) for index in range(offer.plan.chunk_count)]
         chunks = [Chunk.decode(part.body).data for part in parts if part is not None]
-        info = update_info(bytes.fromhex(COMMUNITY), DEVICE, offer.transfer, number, offer.adapter)
+        where = (bytes.fromhex(COMMUNITY), HUB.fingerprint(), DEVICE, offer.transfer)
+        info = update_info(*where, round_number=number, start_sha256=offer.adapter)
         body = open_stream(chunks, KEY.unseal(offer.sealed_key, info), offer.size)
         return decode_update(body, expected=SMALL_SHAPES, max_rank=4, max_bytes=len(body))[1]
 

@@ -23,6 +23,7 @@ from agent.testing import random_adapter
 from agent.update.release import pack_difference, pack_whole
 
 COMMUNITY = bytes(range(16))
+HUB = "h" * 52
 SHAPES = {
     ModulePath("model.layers.0.mlp.up_proj"): (1024, 512),
     ModulePath("model.layers.0.mlp.down_proj"): (512, 1024),
@@ -48,7 +49,7 @@ def deliver(
     key = secrets.token_bytes(32)
     sealed = seal_stream(form, key, PLAIN_CHUNK_BYTES)
     transfer = adapter_transfer_id(sha256, identity.id, hashlib.sha256(form).digest())
-    info = adapter_info(COMMUNITY, identity.id, sha256)
+    info = adapter_info(COMMUNITY, HUB, identity.id, transfer, sha256)
     offer = make_offer(
         sealed,
         transfer=transfer,
@@ -80,7 +81,7 @@ class Desk:
     directory: Path
 
     def fetcher(self) -> Fetcher:
-        return Fetcher(blobs=self.blobs, identity=self.identity, community=COMMUNITY, directory=self.directory)
+        return Fetcher(blobs=self.blobs, identity=self.identity, community=COMMUNITY, hub=HUB, directory=self.directory)
 
     def delivery(self, **options: Any) -> Delivery:
         return deliver(self.identity, ADAPTER.to_bytes(), **options)

@@ -33,6 +33,7 @@ from agent.update.start import initial_adapter
 from agent.update.wire import UpdateHeader, encode_update
 
 BASE = "cd" * 32
+HUB = Identity.generate()
 
 
 class KilledError(Exception):
@@ -111,11 +112,17 @@ class Desk:
             clock=lambda: self.now,
         )
         self.community = bytes.fromhex(self.config.community)
-        self.inbox = Inbox(store=self.store, blobs=self.blobs, directory=self.home.inbox, community=self.community)
+        self.inbox = Inbox(
+            store=self.store,
+            blobs=self.blobs,
+            directory=self.home.inbox,
+            community=self.community,
+            hub=HUB.public.fingerprint(),
+        )
         self.reception = Reception(
             store=self.store,
             blobs=self.blobs,
-            identity=None,  # type: ignore[arg-type]
+            identity=HUB,
             link=MemoryLink(broker=MemoryBroker(), client_id="hub"),
             publisher=self.publisher,  # type: ignore[arg-type]
             events=self.events,
@@ -175,6 +182,7 @@ class Desk:
             body,
             seal_key=terms.seal_key.public,
             community=self.community,
+            hub=HUB.public.fingerprint(),
             device=device,
             round_number=number,
             start_sha256=start,

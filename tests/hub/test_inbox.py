@@ -26,6 +26,7 @@ from tests.hub.world import make_world
 
 DEVICE = "a" * 52
 OTHER = "b" * 52
+HUB = "h" * 52
 
 
 class Desk:
@@ -54,8 +55,15 @@ class Desk:
         )
         return RoundContext(now=now, community=from_bytes(self.blobs.get(self.start)), charter=charter)
 
-    def inbox(self) -> Inbox:
-        return Inbox(store=self.store, blobs=self.blobs, directory=self.store.home.inbox, community=self.community)
+    def inbox(self, **options: int) -> Inbox:
+        return Inbox(
+            store=self.store,
+            blobs=self.blobs,
+            directory=self.store.home.inbox,
+            community=self.community,
+            hub=HUB,
+            **options,
+        )
 
     def parcel(self, compression: str = "none", *, density: float = 1.0, seed: int = 0, device: str = DEVICE) -> Parcel:
         start = self.context.community
@@ -75,6 +83,7 @@ class Desk:
             body,
             seal_key=self.seal_key.public,
             community=self.community,
+            hub=HUB,
             device=device,
             round_number=1,
             start_sha256=self.start,

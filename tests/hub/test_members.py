@@ -11,7 +11,7 @@ import pytest
 
 from agent.crypto.identity import Identity
 from agent.errors import MergeError, StateError
-from agent.hub.doorkeeper import Doorkeeper
+from agent.hub.fence import Fence
 from agent.hub.invite_book import GRACE_SECONDS
 from agent.hub.merging import merge_round
 from agent.hub.round_book import RoundMovedError
@@ -188,7 +188,7 @@ def test_embedded_broker_lets_to_the_door_only_who_may_still_come_in_or_waits_fo
 def test_device_that_is_out_hears_at_the_embedded_broker_only_what_is_said_to_it(desk: Desk) -> None:
     name, other = desk.names[:2]
     now = [0.0]
-    keeper = Doorkeeper(desk.store, clock=lambda: now[0])
+    keeper = Fence(desk.store, clock=lambda: now[0])
     topics = Topics(desk.config.community)
     everything = {topics.hub("round"), topics.to(name, "standing"), topics.to(other, "receipt")}
 

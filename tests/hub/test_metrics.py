@@ -24,6 +24,9 @@ class Quiet:
     def traffic(self) -> dict[str, int]:
         return {"received": 10, "sent": 20}
 
+    def refused(self) -> dict[str, int]:
+        return {"replayed": 1}
+
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
@@ -51,7 +54,6 @@ def test_metrics_say_what_happened_and_where_the_rounds_are(desk: Desk) -> None:
         desk.events.say("update-accepted", bytes=100, late=0, superseded="")
         desk.events.say("update-accepted", bytes=50, late=1, superseded="u")
         desk.events.say("update-refused", reason="too-late")
-        desk.events.say("message-refused", code="replayed")
         desk.events.say("verdict")
         desk.round(a, b)
         text, found = scrape(url)
@@ -61,7 +63,9 @@ def test_metrics_say_what_happened_and_where_the_rounds_are(desk: Desk) -> None:
         ("bramble_hub_updates_superseded_total", ()): 1,
         ("bramble_hub_updates_refused_total", (("reason", "too-late"),)): 1,
         ("bramble_hub_update_bytes_total", ()): 150,
-        ("bramble_hub_messages_refused_total", (("code", "replayed"),)): 1,
+        ("bramble_messages_refused_total", (("reason", "replayed"),)): 1,
+        ("bramble_messages_refused_total", (("reason", "rate"),)): 0,
+        ("bramble_hub_devices_set_aside", ()): 0,
         ("bramble_hub_verdicts_total", ()): 1,
         ("bramble_hub_rounds_total", (("outcome", "promoted"),)): 1,
         ("bramble_hub_merge_seconds_count", ()): 1,

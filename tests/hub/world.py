@@ -186,7 +186,11 @@ class Member:
             patience=self.patience,
         )
         self.fetcher = Fetcher(
-            blobs=self.blobs, identity=self.identity, community=self.community, directory=self.store.home.inbox
+            blobs=self.blobs,
+            identity=self.identity,
+            community=self.community,
+            hub=self.membership.hub_identity.fingerprint(),
+            directory=self.store.home.inbox,
         )
 
     async def listen(self) -> None:
@@ -265,6 +269,7 @@ class Member:
             body,
             seal_key=announcement.seal_key,
             community=self.community,
+            hub=self.membership.hub_identity.fingerprint(),
             device=self.identity.id,
             round_number=announcement.round,
             start_sha256=announcement.release.sha256,
