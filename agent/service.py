@@ -31,6 +31,7 @@ from agent.errors import (
     UnreadableModelError,
 )
 from agent.events import Events
+from agent.federation import agreed
 from agent.federation.credentials import Credentials, client_id, member_tls, newcomer_tls
 from agent.federation.device import Device
 from agent.federation.enrol import Door, Newcomer
@@ -418,6 +419,8 @@ def device_status(home: Home) -> dict[str, object]:
             "broker": without_credentials(membership.broker),
             "connected_to": (status.get("connected_to") if running else None) or None,
             **({"not_arriving": status["not_arriving"]} if running and status.get("not_arriving") else {}),
+            **({"clock": status["clock"]} if running and status.get("clock") else {}),
+            "refused": (status.get("refused") if running else None) or {},
             "base": str(membership.base),
             "release": adopted[0] if adopted else None,
             "round": seen.round if seen else None,
@@ -444,6 +447,31 @@ def _why_out(store: DeviceStore) -> str:
     except BrambleError as error:
         return f"{error}. {error.advice}"
     return ""
+
+
+def charter_review(home: Home) -> tuple[Charter, Charter | None]:
+    """Give the charter that the owner agreed to, and another one that the hub shows since, if it does."""
+    with open_device_store(home) as store:
+        waits = agreed.offered(store)
+        return store.membership.charter, waits.charter if waits else None
+
+
+def accept_charter(home: Home) -> Membership:
+    """Agree to the charter that the hub shows now.
+
+    Raises:
+        AlreadyRunningError: the agent runs; it is to be started again with the new charter.
+        NotJoinedError: nothing waits to be agreed to.
+        BaseMismatchError: it trains another base, which is not on this machine.
+    """
+    with open_device_store(home) as store, exclusive(home):
+        waits, membership = agreed.offered(store), store.membership
+        charter = waits.charter if waits else membership.charter
+        base = find_base(charter, _on_shelf(home, charter.base_sha256) or membership.base)
+        accepted = agreed.accept(store, base)
+        for made in home.work.glob("round-*"):
+            shutil.rmtree(made, ignore_errors=True)
+    return accepted
 
 
 def add_source(home: Home, path: Path, survey: Survey) -> None:

@@ -13,6 +13,11 @@ from agent.federation.draw import lot
 from agent.federation.messages import Announcement, Manifest
 from agent.update.delta import Factors
 
+CHARTER_CHANGED = (
+    "the community's charter was changed: read it with `bramble charter`; nothing is done until you have agreed to it"
+)
+"""Why a device waits that could go on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -26,6 +31,7 @@ class Situation:
         sent_round: the last round for which an update was put into the outbox; 0 for none.
         judged: hashes of the candidates whose verdict was put into the outbox.
         has_text: the owner has given text, with consent.
+        charter_changed: the hub shows a charter that the owner has not agreed to.
         training_allowed: what the governor says; ``reason`` when it says no.
         orphaned: hash of a release that a hub made and forgot, since it was restored from a backup; empty for none.
         device: this device's id, and the community's: what its lot in a draw is made of.
@@ -38,6 +44,7 @@ class Situation:
     sent_round: int
     judged: AbstractSet[str]
     has_text: bool
+    charter_changed: bool = False
     training_allowed: bool = True
     reason: str = ""
     orphaned: str = ""
@@ -96,8 +103,8 @@ Action: TypeAlias = Wait | Fetch | Judge | Adopt | Train
 def next_action(now: Situation) -> Action:
     """Say what the device does next."""
     seen = now.announcement
-    if seen is None:
-        return Wait("waiting for the hub's first word")
+    if seen is None or now.charter_changed:
+        return Wait(CHARTER_CHANGED if now.charter_changed else "waiting for the hub's first word")
     release = seen.release
     if release.sha256 not in now.here:
         return Fetch(release)

@@ -12,27 +12,30 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.crypto.envelope import Unverified, parse, verify
+from agent.crypto.envelope import Envelope, Unverified
 from agent.crypto.identity import Identity
 from agent.data.consent import ConsentBook
 from agent.errors import (
     BrambleError,
-    MalformedMessageError,
     NoTextError,
     ProtocolError,
+    StaleMessageError,
     StateError,
     TrainingPausedError,
-    WrongCommunityError,
 )
 from agent.events import Events, Value
+from agent.federation import agreed
 from agent.federation.credentials import Credentials
-from agent.federation.decide import Adopt, Fetch, Judge, Situation, Train, Wait, goes_on, next_action
+from agent.federation.decide import CHARTER_CHANGED, Adopt, Fetch, Judge, Situation, Train, Wait, goes_on, next_action
 from agent.federation.fetching import Fetcher
+from agent.federation.hub_clock import HubClock
 from agent.federation.judging import AdapterFiles, keep_personal, measure
 from agent.federation.learning import learn
+from agent.federation.listening import Listening
 from agent.federation.messages import (
     LARGEST_LOSS,
     Announcement,
+    CharterNotice,
     Chunk,
     Issued,
     Manifest,
@@ -41,6 +44,7 @@ from agent.federation.messages import (
     StandingNotice,
     Verdict,
 )
+from agent.federation.refusals import UNEXPECTED, Refusals
 from agent.federation.renewal import Renewal
 from agent.federation.sending import Sender
 from agent.federation.standing import explain_revoked, save_revoked
@@ -52,7 +56,7 @@ from agent.settings import DeviceSettings
 from agent.training.job import Progress
 from agent.training.process import Workers, run_worker
 from agent.transport.link import Link, LinkState, Message
-from agent.transport.topics import ParsedTopic, Topics
+from agent.transport.topics import Topics
 
 RETRY_SECONDS = (5.0, 300.0)
 """How long to wait after work that failed: at first, and at most."""
@@ -66,6 +70,9 @@ NOT_ARRIVING = (
     "this device's right to publish."
 )
 """What to say where chunks get nowhere."""
+
+CLOCK_SECONDS = 600.0
+"""How far this machine's clock may be from the hub's before the status says so; nothing depends on it."""
 
 LOOK_AGAIN_SECONDS = 30.0
 """How often a waiting device looks whether its owner has added text."""
@@ -105,10 +112,16 @@ class Device:
         if seen is not None:
             self._events.context["round"] = seen.round
         self._membership = store.membership
-        self._hub = self._membership.hub_identity
+        hub = self._membership.hub_identity
         self._community = bytes.fromhex(self._membership.community)
         self._topics = Topics(self._membership.community)
         self._blobs = BlobStore(store.home.blobs)
+        self._refusals = Refusals(self._events)
+        self._listening = Listening(store=store, topics=self._topics, device=identity.id, hub=hub)
+        self._clock = HubClock()
+        waits = agreed.offered(store)
+        self._charter_changed = waits is not None
+        self._charter_counter = waits.counter if waits is not None else -1
         self._sender = Sender(
             store=store,
             identity=identity,
@@ -118,18 +131,19 @@ class Device:
             patience=settings.resend_seconds,
             stalled=lambda stalled: self._stalled(stalled=stalled),
             refused=lambda error: self._events.say("publish-refused", f"{error} {error.advice}", code=error.code),
+            stamp=self._clock.stamp,
         )
         self._fetcher = Fetcher(
             blobs=self._blobs,
             identity=identity,
             community=self._community,
-            hub=self._hub.fingerprint(),
+            hub=hub.fingerprint(),
             directory=store.home.inbox,
         )
         self._renewal = Renewal(
             credentials=Credentials(store.home.keys, identity.id),
             membership=self._membership,
-            hub=lambda: self._hub,
+            hub=lambda: self._listening.hub,
             identity=identity,
             sender=self._sender,
             door=door,
@@ -157,6 +171,7 @@ class Device:
         async with self._link:
             await self._link.subscribe(self._topics.all_to(self._identity.id))
             await self._link.subscribe(self._topics.hub("card"))
+            await self._link.subscribe(self._topics.hub("charter"))
             await self._link.subscribe(self._topics.hub("round"))
             self._is_ready = True
             self._renewal.listening.set()
@@ -198,6 +213,7 @@ class Device:
             sent_round=self._store.last_round(),
             judged=self._store.judged().keys(),
             has_text=bool(self._sources()),
+            charter_changed=self._charter_changed,
             device=self._identity.id,
             community=self._membership.community,
         )
@@ -376,8 +392,11 @@ class Device:
         except TrainingPausedError:
             if not self._stop_training.is_set():
                 raise
-            gone = self._sources() != sources
-            why = "the text was changed" if gone else "it went on without this device's update"
+            why = "it went on without this device's update"
+            if self._sources() != sources:
+                why = "the text was changed"
+            elif self._charter_changed:
+                why = "the community's charter was changed"
             self._tell("stopped", f"round {number}: training stopped, because {why}", round=number)
             return
         finally:
@@ -451,8 +470,17 @@ class Device:
                 "since": int(time.time()),
                 "connected_to": self._broker,
                 "not_arriving": self._not_arriving,
+                "refused": dict(self._refusals.counts),
+                "clock": self._clock_words(),
             }
         )
+
+    def _clock_words(self) -> str:
+        """Say that this machine's clock is wrong, or the hub's; empty where they agree."""
+        ahead = self._clock.ahead_seconds
+        if abs(ahead) < CLOCK_SECONDS:
+            return ""
+        return f"{abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} the hub's; nothing depends on it"
 
     def _stalled(self, *, stalled: bool) -> None:
         """What this device sends gets nowhere, or gets there again."""
@@ -497,57 +525,99 @@ class Device:
             try:
                 self._hear(message)
             except ProtocolError as error:
-                self._events.say(
-                    "message-refused", f"a message was refused: {error}", code=error.code, topic=message.topic
-                )
+                self._refuse(error.code, f"a message was refused: {error}", message)
             except BrambleError:
                 raise  # the disk or the database: the message stays with the broker until this is mended
             except Exception as error:  # noqa: BLE001 (no message, whatever is in it, may stop the device)
-                self._events.say("message-failed", f"a message was dropped: {error!r}", topic=message.topic)
+                self._refuse(UNEXPECTED, f"a message was dropped: {error!r}", message)
             message.ack()
             if self._put_out is not None:
                 raise explain_revoked(self._membership.charter.name, self._put_out)
 
+    def _refuse(self, reason: str, text: str, message: Message) -> None:
+        """Count a message that was dropped; the status has the counts, as often as they are told of."""
+        if self._refusals.note(reason, text, topic=message.topic[:256]) and self._told[0]:
+            self._save_status()
+
     def _hear(self, message: Message) -> None:
-        topic = self._topics.parse(message.topic)
-        unverified = parse(message.payload)
-        if unverified.community != self._community:
-            raise WrongCommunityError("an envelope of another community came", advice="It was dropped.")
-        if topic.room == "hub" and topic.kind == "card":
-            self._meet(unverified)
+        card = self._listening.card(message)
+        if card is not None:
+            self._meet(card)
             return
-        envelope = verify(unverified, self._hub)
-        if envelope.kind != topic.kind:
-            raise MalformedMessageError(
-                f"a {envelope.kind} came on the topic for {topic.kind}", advice="It was dropped."
-            )
-        self._dispatch(topic, envelope.body)
+        envelope = self._listening.look(message)
+        try:
+            self._dispatch(envelope)
+        except ProtocolError:
+            self._listening.handled(envelope)
+            raise
+        self._listening.handled(envelope)
 
-    def _meet(self, unverified: Unverified) -> None:
+    def _meet(self, card: Unverified) -> None:
         """Follow the hub where it has changed its keys."""
-        before, self._hub = self._hub, follow(self._store, unverified)
-        if self._hub != before:
+        before, after = self._listening.hub, follow(self._store, card)
+        if after != before:
+            self._listening.hub = after
+            self._fetcher.hub = after.fingerprint()
             self._membership = self._store.membership
-            words = f"the hub changed its keys: {before.short_id} signed that {self._hub.short_id} comes after it"
-            self._events.say("hub-succeeded", words, hub=self._hub.id)
+            words = f"the hub changed its keys: {before.short_id} signed that {after.short_id} comes after it"
+            self._events.say("hub-succeeded", words, hub=after.id)
 
-    def _dispatch(self, topic: ParsedTopic, body: bytes) -> None:
-        handlers: dict[str, Callable[[bytes], None]] = {
-            "round": lambda data: self._announced(Announcement.decode(data)),
-            "offer": lambda data: self._fetcher.offered(Offer.decode(data)),
-            "chunk": lambda data: self._fetcher.arrived(Chunk.decode(data)),
-            "receipt": lambda data: self._receipt(Receipt.decode(data)),
-            "certificate": lambda data: self._renewal.answered(Issued.decode(data)),
-            "standing": lambda data: self._revoked(StandingNotice.decode(data)),
-        }
-        handler = handlers.get(topic.kind or "")
-        if handler is None:
-            raise MalformedMessageError(f"a device knows no message of kind {topic.kind}", advice="It was dropped.")
-        handler(body)
+    def _dispatch(self, envelope: Envelope) -> None:
+        body = envelope.body
+        match envelope.kind:
+            case "round":
+                self._announced(Announcement.decode(body), envelope.time)
+            case "charter":
+                self._charter_shown(CharterNotice.decode(body), envelope)
+            case "offer":
+                self._clock.heard(envelope.time)
+                self._fetcher.offered(Offer.decode(body))
+            case "chunk":
+                self._clock.heard(envelope.time)
+                self._fetcher.arrived(Chunk.decode(body))
+            case "receipt":
+                self._clock.heard(envelope.time)
+                self._receipt(Receipt.decode(body))
+            case "certificate":
+                self._renewal.answered(Issued.decode(body))
+            case "standing":
+                self._revoked(StandingNotice.decode(body))
 
-    def _announced(self, announcement: Announcement) -> None:
+    def _charter_shown(self, notice: CharterNotice, envelope: Envelope) -> None:
+        """Hold the charter that the hub shows against the one that the owner agreed to.
+
+        Raises:
+            StaleMessageError: a newer one was seen.
+        """
+        if envelope.counter < self._charter_counter:
+            raise StaleMessageError("a charter came that is older than one that was seen", advice="It was dropped.")
+        self._charter_counter = envelope.counter
+        changed = agreed.note(self._store, envelope.counter, notice.charter)
+        if changed == self._charter_changed:
+            return
+        self._charter_changed = changed
+        self._stop_training.set()
+        self._something_happened.set()
+        if changed:
+            found = agreed.differences(self._membership.charter, notice.charter)
+            names = ", ".join(name for name, _before, _after in found)
+            self._events.say("charter-changed", f"{CHARTER_CHANGED} (changed: {names})", changed=[*names.split(", ")])
+        else:
+            self._events.say("charter-agreed", "the hub shows the charter again that you agreed to")
+
+    def _announced(self, announcement: Announcement, said_at: int) -> None:
+        """Take in the hub's word on its rounds; the same one again, as after each reconnection, changes nothing.
+
+        Raises:
+            StaleMessageError: a newer one is known.
+        """
         known = self._store.announcement
-        if self._store.save_announcement(announcement):
+        if known is not None and announcement.sequence < known.sequence:
+            raise StaleMessageError("an announcement came that is older than the last one", advice="It was dropped.")
+        is_new = self._store.save_announcement(announcement)
+        if is_new or not self._clock.is_set:
+            self._clock.heard(said_at)
+        if is_new:
             self._something_happened.set()
             self._fetcher.begin_anew()
             forgot = known is not None and announcement.forgets(known)

@@ -50,7 +50,7 @@ class Fetcher:
         self._blobs = blobs
         self._identity = identity
         self._community = community
-        self._hub = hub
+        self.hub = hub
         self._directory = directory
         self._transfers = TransferStore(directory, max_bytes=MAX_ADAPTER_BYTES, max_total_bytes=2 * MAX_ADAPTER_BYTES)
         self._wanted: dict[str, Manifest] = {}
@@ -193,7 +193,7 @@ class Fetcher:
     def _key(self, offer: Offer) -> bytes:
         sealed, key = self._keys.get(offer.transfer, (b"", b""))
         if sealed != offer.sealed_key:
-            info = adapter_info(self._community, self._hub, self._identity.id, offer.transfer, offer.adapter)
+            info = adapter_info(self._community, self.hub, self._identity.id, offer.transfer, offer.adapter)
             key = unseal(self._identity, offer.sealed_key, info)
             self._keys[offer.transfer] = (offer.sealed_key, key)
         return key

@@ -76,6 +76,7 @@ class Sender:
             A broker of MQTT 3.1.1 drops without a word what is larger than it likes, or what this user may not say.
         refused: told when the broker refuses a message. It stays here and is sent again later, as after a loss: a quota
             may be free by then, or a right granted.
+        stamp: the time that messages say, milliseconds since 1970.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Sender:
         clock: Callable[[], float] = time.monotonic,
         stalled: Callable[[bool], None] = lambda _stalled: None,
         refused: Callable[[BrokerRefusedError], None] = lambda _error: None,
+        stamp: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
+        self._stamp = stamp
         self._tell_stalled = stalled
         self._stalled: set[str] = set()
         self._refused = refused
@@ -226,7 +229,7 @@ class Sender:
             kind=kind,
             community=self._community,
             counter=counter,
-            time=int(time.time() * 1000),
+            time=self._stamp(),
             body=body,
         )
         try:

@@ -436,13 +436,17 @@ class DeviceStore:
 
         What updates left over and the optimiser's moments come from the same text, so they are forgotten too.
         """
-        self._forget_residuals()
-        self.connection.execute("DELETE FROM moments")
+        self.forget_training()
         waiting = Outbox(self.connection)
         for record in self.rounds():
             if record.state == "sending":
                 waiting.done_transfer(record.transfer)
                 self.settle(bytes.fromhex(record.transfer), state="refused", reason=reason)
+
+    def forget_training(self) -> None:
+        """Forget what updates left over, and the optimiser's moments (call inside :meth:`transaction`)."""
+        self._forget_residuals()
+        self.connection.execute("DELETE FROM moments")
 
     def settle(self, about: bytes, *, state: Literal["counted", "refused"], reason: str = "") -> None:
         """Write down what the hub said of an update or a verdict (call inside :meth:`transaction`).

@@ -36,8 +36,8 @@ def decide(home: Home, device: str, decision: Decision, *, reason: str = "") -> 
     """
     with open_store(home) as store:
         decided = store.decide(device, decision, by=getpass.getuser(), reason=reason, now=int(time.time()))
-        # A broker that goes by certificates is told once the book says so. Whoever is killed in between finds the device
-        # on the next list (`bramble hub revocation-list`); the hub refuses it either way.
+        # A broker that goes by certificates is told once the book says so. Where that is cut short, the device is on
+        # the next list (`bramble hub revocation-list`); the hub refuses it either way.
         if decision == "revoke" and store.config.certificates:
             revoke(store, decided.row.device, now=time.time())
         for update in decided.dropped.waiting:
