@@ -27,6 +27,10 @@ from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan
 from agent.update.delta import Factors
 
 MAX_BODY_BYTES = 96 * 1024
+MAX_BODY_ITEMS = 2048
+"""Values in one body, at most; the fullest one has 256 ranges. Walking 65,536 takes a tenth of a second, which somebody
+hostile could ask for again and again."""
+
 LARGEST_LOSS = 1000.0
 """What a verdict says of an adapter that is worse than this, or whose loss is no number, nats a token."""
 
@@ -76,7 +80,7 @@ class Body(BaseModel):
         Raises:
             MalformedMessageError: it is not canonical CBOR, too large, or does not fit the model.
         """
-        value = canonical.decode(data, max_bytes=MAX_BODY_BYTES)
+        value = canonical.decode(data, max_bytes=MAX_BODY_BYTES, max_items=MAX_BODY_ITEMS)
         try:
             return cls.model_validate(value)
         except ValidationError as cause:

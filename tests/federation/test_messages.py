@@ -8,6 +8,7 @@ from agent.crypto import canonical
 from agent.errors import MalformedMessageError, OversizedMessageError
 from agent.federation.messages import (
     KINDS,
+    MAX_BODY_ITEMS,
     Announcement,
     Body,
     Card,
@@ -216,3 +217,11 @@ def test_nickname_that_plays_with_the_terminal_is_refused() -> None:
     fields: dict[str, canonical.Value] = {"public": b"", "proof": bytes(32), "nickname": "\x1b[2J"}
     with pytest.raises(MalformedMessageError):
         JoinRequest.decode(canonical.encode(fields))
+
+
+def test_body_of_very_many_values_is_refused_before_any_is_built() -> None:
+    fullest = Want(adapter="a" * 64, missing=[(index, 1) for index in range(256)], have=["b" * 64] * 8)
+    assert Want.decode(fullest.encode()) == fullest
+    for count in (MAX_BODY_ITEMS, 60_000):
+        with pytest.raises(MalformedMessageError, match="more than"):
+            Want.decode(canonical.encode([1] * count))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.crypto.sealing import SealKey
-from agent.errors import MalformedMessageError, ProtocolError, TransferError
+from agent.errors import MalformedMessageError, NoRoomError, ProtocolError, TransferError, UpdateRefusedError
 from agent.federation.messages import Chunk, Offer
 from agent.federation.sealing import Parcel, wrap_update
 from agent.hub.inbox import MAX_DAMAGED, MAX_OPEN_TRANSFERS, Inbox, RoundContext, largest_update
@@ -65,7 +65,16 @@ class Desk:
             **options,
         )
 
-    def parcel(self, compression: str = "none", *, density: float = 1.0, seed: int = 0, device: str = DEVICE) -> Parcel:
+    def parcel(
+        self,
+        compression: str = "none",
+        *,
+        density: float = 1.0,
+        seed: int = 0,
+        device: str = DEVICE,
+        tokens: int = 10,
+        steps: int = 1,
+    ) -> Parcel:
         start = self.context.community
         header = UpdateHeader(
             round=1,
@@ -73,8 +82,8 @@ class Desk:
             start_release=self.start,
             rank=start.rank,
             alpha=start.alpha,
-            tokens=10,
-            steps=1,
+            tokens=tokens,
+            steps=steps,
             seed=seed,
         )
         delta = random_delta(shapes=start.shapes, rank=start.rank, seed=seed)
@@ -243,6 +252,47 @@ def test_update_whose_offer_names_another_hash_of_the_whole_is_refused_and_not_a
     inbox.offered(DEVICE, parcel.offer.model_copy(update={"sha256": bytes(32)}), desk.context)
     outcomes = [inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context) for index in range(len(parcel.chunks))]
     assert outcomes[-1].refused is not None
+
+
+@pytest.mark.parametrize(("tokens", "steps", "counts"), [(0, 0, True), (1, 1, True), (1, 0, False), (0, 1, False)])
+def test_update_that_says_more_tokens_or_steps_than_a_round_has_is_refused(
+    desk: Desk, tokens: int, steps: int, *, counts: bool
+) -> None:
+    """Each as far as a round goes, or one more."""
+    plan = desk.context.charter.training
+    most = plan.steps * plan.batch_size * plan.window
+    inbox = desk.inbox()
+    parcel = desk.parcel(tokens=most + (not counts) * tokens, steps=plan.steps + (not counts) * steps)
+    inbox.offered(DEVICE, parcel.offer, desk.context)
+    for index in range(len(parcel.chunks)):
+        outcome = inbox.arrived(DEVICE, desk.chunk(parcel, index), desk.context)
+    assert (outcome.counted is not None) == counts
+    assert counts or (outcome.refused is not None and outcome.refused.reason == "tokens")
+
+
+def test_offer_for_which_there_is_no_room_waits_and_is_not_refused_for_good(desk: Desk) -> None:
+    first, second = desk.parcel(), desk.parcel(seed=1, device=OTHER)
+    inbox = desk.inbox(max_parked_bytes=first.offer.size)
+    inbox.offered(DEVICE, first.offer, desk.context)
+    with pytest.raises(NoRoomError):
+        inbox.offered(OTHER, second.offer, desk.context)
+    inbox.forget_device(DEVICE)
+    assert list((desk.store.home.inbox / DEVICE).iterdir()) == []
+    receipt = inbox.offered(OTHER, second.offer, desk.context).receipt
+    assert receipt is not None
+    assert receipt.state == "missing"
+
+
+def test_device_that_was_turned_away_is_told_why_and_nothing_is_written_down(desk: Desk) -> None:
+    inbox, parcel = desk.inbox(), desk.parcel()
+    refusal = UpdateRefusedError("set aside", advice="wait", reason="set-aside")
+    receipt = inbox.turn_away(DEVICE, parcel.offer, refusal).receipt
+    assert receipt is not None
+    assert (receipt.state, receipt.reason) == ("refused", "set-aside")
+    assert desk.store.refusals() == []
+    again = inbox.offered(DEVICE, parcel.offer, desk.context).receipt
+    assert again is not None
+    assert again.state == "missing"
 
 
 def test_chunk_of_nothing_or_of_the_wrong_size_is_refused(desk: Desk) -> None:
