@@ -90,7 +90,8 @@ class Run:
         """What tells this run from all others."""
         others = [RECIPE.steps, RECIPE.batch_size, RECIPE.warmup_steps, RECIPE.schedule, DEVICES, WINDOW, RANK]
         density = [CHARTER["density"]] if self.compression == "topk" else []
-        known = [CHARTER["training"]["moments"], ROBUST.model_dump(), *density]
+        robust = [ROBUST.model_dump()] if self.compression else []
+        known = [CHARTER["training"]["moments"], *robust, *density]
         return json.dumps([*asdict_run(self).values(), *others, *known])
 
 
