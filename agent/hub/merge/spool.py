@@ -35,7 +35,7 @@ class Spool(AbstractContextManager["Spool"]):
         self.places = places
         self._directory = directory or Path(tempfile.gettempdir())
         with explained_disk(self._directory):
-            self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by __exit__)
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 (closed by __exit__)
         self.count = 0
 
     def __exit__(
@@ -50,8 +50,10 @@ class Spool(AbstractContextManager["Spool"]):
         Raises:
             DiskFullError: there is no room for it.
         """
+        rest = row.data.cast("B")
         with explained_disk(self._directory):
-            self._file.write(row.data)
+            while rest:  # a disk that is almost full takes a part
+                rest = rest[self._file.write(rest) :]
         self.count += 1
 
     def slices(self) -> Iterator[tuple[slice, FloatArray]]:
