@@ -315,20 +315,21 @@ class Reception:
         self._dispatch(message, envelope, batch)
 
     def _from_former(self, former: Former, batch: Batch) -> None:
-        """Answer a device that is out: its answer may have been lost, or nobody told it. Nothing is changed.
+        """Answer a device that is out, if that is all it needs: its answer may have been lost. Nothing is changed.
 
         Raises:
-            ProtocolError: the message is refused, always.
+            ProtocolError: it needs more, and gets nothing.
         """
         row, envelope = former.row, former.envelope
         self._tell_revoked(row.device, batch)
         if row.standing == "left" and envelope.kind == "leave":
             batch.answers.append(self._answer(row.device, _done(Leave.decode(envelope.body))))
-
-        elif row.standing == "succeeded" and envelope.kind == "succeed":
+            return
+        if row.standing == "succeeded" and envelope.kind == "succeed":
             new = PublicIdentity.decode(Succeed.decode(envelope.body).public)
             if new.id == row.successor:
                 batch.answers.append(self._welcome(row.device, new))
+                return
         raise former.why
 
     def _succeed(self, old: PublicIdentity, said: Succeed, window: ReplayWindow, batch: Batch) -> None:

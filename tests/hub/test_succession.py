@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def waiting_keys(home: Home) -> Identity:
 
 def test_successions_lead_from_the_pinned_keys_to_those_that_came_after_them_and_nowhere_else() -> None:
     keys = [Identity.generate("hub") for _ in range(4)]
-    links = [Succession.make(COMMUNITY, old, new).encode() for old, new in itertools.pairwise(keys)]
+    links = [Succession.make(COMMUNITY, old, new).encode() for old, new in pairwise(keys)]
     first, last = keys[0].public, keys[-1].public
     assert leads_to(first.fingerprint(), last, links, COMMUNITY)
     assert leads_to(keys[2].public.fingerprint(), last, links, COMMUNITY)
@@ -271,6 +271,7 @@ async def test_hub_that_does_not_answer_leaves_the_new_keys_waiting(
     async with world.hub():
         home = await joined(world, tmp_path / "ada")
     old = keyfile.load(home.keys).id
+    monkeypatch.setattr(keykeeping, "run_until_signalled", asyncio.run)  # signals are the main thread's
     monkeypatch.setattr(keykeeping, "device_link", lambda *_a, **_o: link_of(world, Identity.generate()))
     for _ in range(2):
         with pytest.raises(BrokerUnreachableError, match="not taken the new keys yet"):
