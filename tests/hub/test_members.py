@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,11 +12,14 @@ import pytest
 
 from agent.crypto.identity import Identity
 from agent.errors import MergeError, StateError
+from agent.federation.messages import Want
 from agent.hub.fence import Fence
 from agent.hub.invite_book import GRACE_SECONDS
 from agent.hub.merging import merge_round
+from agent.hub.publishing import Publisher, Request
 from agent.hub.round_book import RoundMovedError
 from agent.hub.store import open_store
+from agent.transport.memory import MemoryBroker, MemoryLink
 from agent.transport.topics import Topics
 from tests.hub.desk import Desk, make_desk
 
@@ -202,3 +206,23 @@ def test_device_that_is_out_hears_at_the_embedded_broker_only_what_is_said_to_it
     assert keeper.allowed(other, "receive", topics.hub("round"))
     assert keeper.allowed(name, "publish", topics.from_(name, "leave"))
     assert not keeper.allowed(name, "publish", topics.life(name))
+
+
+async def test_no_release_is_sealed_for_a_device_that_was_put_out_while_it_waited_for_one(tmp_path: Path) -> None:
+    desk = await asyncio.to_thread(make_desk, tmp_path / "hub")
+    gone, stays = desk.names[:2]
+    topics, broker = Topics(desk.config.community), MemoryBroker()
+    known = {row.device: row.public for row in desk.store.devices()}
+    want = Want(adapter=desk.store.current().manifest.sha256, missing=[])
+    async with MemoryLink(broker=broker, client_id="hub") as link, MemoryLink(broker=broker, client_id="all") as ears:
+        identity = Identity.load(desk.home.keys, "hub")
+        publisher = Publisher(store=desk.store, blobs=desk.blobs, identity=identity, link=link, events=desk.events)
+        await ears.subscribe(f"{topics.root}/to/+/+")
+        for device in (gone, stays):
+            assert publisher.wish(Request(device=device, want=want))
+        desk.store.decide(gone, "revoke", by="ada", reason="", now=1)
+        serving = asyncio.create_task(publisher.serve(known))
+        heard = await anext(ears.messages())
+        serving.cancel()
+    assert topics.parse(heard.topic).device == stays
+    desk.close()
