@@ -6,11 +6,25 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent.errors import SettingsError
+
+
+def printable(text: str) -> str:
+    """Refuse what could play tricks on a terminal; for models.
+
+    Raises:
+        ValueError: it holds characters that cannot be printed.
+    """
+    if not text.isprintable():
+        raise ValueError("it holds characters that cannot be printed")
+    return text
+
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
 
 
 class DeviceSettings(BaseModel):
@@ -32,7 +46,7 @@ class DeviceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nickname: str = Field(default="", max_length=64)
+    nickname: Annotated[str, Field(max_length=64), AfterValidator(printable)] = ""
     threads: int = Field(default=1, ge=1, le=1024)
     rank: int | None = Field(default=None, ge=1, le=256)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -40,9 +54,9 @@ class DeviceSettings(BaseModel):
     holdout_fraction: float = Field(default=0.1, gt=0, le=0.5)
     filter_secrets: bool = True
     max_heldout_windows: int = Field(default=32, ge=1)
-    checkpoint_seconds: float = Field(default=30.0, gt=0)
+    checkpoint_seconds: Seconds = 30.0
     personal_adapter: bool = True
-    resend_seconds: float = Field(default=15.0, gt=0)
+    resend_seconds: Seconds = 15.0
 
 
 def load_settings(
@@ -62,7 +76,7 @@ def load_settings(
     if path.is_file():
         try:
             layers.update(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        except (ValueError, RecursionError) as cause:
             raise SettingsError(f"{path} is not valid TOML: {cause}", advice="Correct the line it names.") from cause
     layers.update({key: value for key, value in (command_line or {}).items() if value is not None})
     try:

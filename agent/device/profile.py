@@ -184,7 +184,7 @@ def read_profile(path: Path) -> Profile:
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise SettingsError(f"profile {path.name}: {where}: {first['msg']}", advice=advice) from cause
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise SettingsError(f"profile {path.name} cannot be read: {cause}", advice=advice) from cause
     if profile.name != path.stem:
         raise SettingsError(f"profile {path.name} calls itself {profile.name}", advice=advice)

@@ -15,11 +15,14 @@ import re
 from dataclasses import dataclass
 
 from agent.crypto import canonical
-from agent.errors import InvalidInviteError, MalformedMessageError
+from agent.errors import InvalidInviteError, MalformedMessageError, OversizedMessageError
 
 PREFIX = "bramble1:"
 MAX_BYTES = 1024
 _BASE32_PADDING = "===="
+MAX_EXPIRES = 2**40
+"""Unix time, some 30,000 years from now: later than every clock, and not later than calendars can say."""
+
 _ADVICE = "Ask the hub's operator for a new one (`bramble hub invite`), and paste the whole line."
 
 
@@ -111,10 +114,12 @@ def parse_invite(line: str) -> Invite:
                 pass
             case _:
                 raise InvalidInviteError("this invite is of a kind this version does not know", advice=_ADVICE)
-    except (binascii.Error, ValueError, MalformedMessageError) as cause:
+    except (binascii.Error, ValueError, MalformedMessageError, OversizedMessageError) as cause:
         raise InvalidInviteError("this invite is damaged", advice=_ADVICE) from cause
     if (len(community), len(hub), len(name), len(secret)) != (16, 32, 8, 32) or len(authority) not in {0, 33}:
         raise InvalidInviteError("this invite is damaged: its parts have the wrong lengths", advice=_ADVICE)
+    if isinstance(expires, bool) or not 0 <= expires <= MAX_EXPIRES:
+        raise InvalidInviteError("this invite is damaged: it expires at a time that does not exist", advice=_ADVICE)
     return Invite(
         broker=broker,
         community=community,

@@ -23,6 +23,7 @@ from agent.crypto.succession import MAX_BYTES as MAX_LINK_BYTES
 from agent.crypto.succession import MAX_LINKS
 from agent.errors import MalformedMessageError
 from agent.governance.charter import Charter, Sha256Hex
+from agent.settings import printable
 from agent.transport.transfer import CHUNK_BYTES, MAX_CHUNKS, TransferPlan
 from agent.update.delta import Factors
 
@@ -54,14 +55,6 @@ Ranges = Annotated[list[Range], Field(max_length=256), AfterValidator(_no_more_t
 """Chunks as (first, how many)."""
 _Number = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Span = Annotated[tuple[_Number, _Number], Field(strict=False)]
-
-
-def _printable(text: str) -> str:
-    """Refuse what could play tricks on a terminal."""
-    if not text.isprintable():
-        message = "it holds characters that cannot be printed"
-        raise ValueError(message)
-    return text
 
 
 class Body(BaseModel):
@@ -116,9 +109,9 @@ class Card(Body):
         successions: how these keys came after earlier ones, oldest first (:mod:`agent.crypto.succession`).
     """
 
-    name: Text
+    name: Annotated[Text, AfterValidator(printable)]
     public: Annotated[bytes, Field(max_length=4096)]
-    operator: Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)] = ""
+    operator: Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)] = ""
     admission: Admission = "automatic"
     successions: Annotated[list[Annotated[bytes, Field(max_length=MAX_LINK_BYTES)]], Field(max_length=MAX_LINKS)] = []
 
@@ -134,7 +127,7 @@ class JoinRequest(Body):
 
     public: Annotated[bytes, Field(max_length=4096)]
     proof: Bytes32
-    nickname: Annotated[str, StringConstraints(max_length=64), AfterValidator(_printable)]
+    nickname: Annotated[str, StringConstraints(max_length=64), AfterValidator(printable)]
     certificate_request: CertificateBytes = b""
     """PKCS#10, DER, for the device's TLS key."""
 

@@ -8,6 +8,7 @@ Its bytes are those of a PEFT checkpoint (safetensors), so what the hub hashes i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ ModulePath = NewType("ModulePath", str)
 
 _PREFIX = "base_model.model."
 MAX_RANK = 256
+_HIGHEST_RANK = 2 * MAX_RANK  # what an update leaves over is kept as an adapter of twice its rank
+_LARGEST_ALPHA = 3.4e38  # of a float32, which is what llama.cpp reads
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +108,30 @@ def from_bytes(data: bytes) -> Adapter:
     try:
         header_length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + header_length])
-        own = json.loads(header["__metadata__"]["bramble"])
-        rank, alpha, base_sha256 = int(own["rank"]), float(own["alpha"]), str(own["base_sha256"])
+        rank, alpha, base_sha256 = _about(json.loads(header["__metadata__"]["bramble"]))
         tensors = load_safetensors(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as cause:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as cause:
         raise AdapterError(
             f"these {len(data)} bytes are no Bramble adapter: {cause}",
             advice="Fetch the adapter again, or use one written by this version of Bramble.",
         ) from cause
     return Adapter(rank=rank, alpha=alpha, modules=_pair(tensors, rank), base_sha256=base_sha256)
+
+
+def _about(own: Mapping[str, object]) -> tuple[int, float, str]:
+    """Give rank, alpha and base of an adapter from its own entry in the header.
+
+    Raises:
+        ValueError: one of them cannot be.
+    """
+    rank, alpha, base_sha256 = own["rank"], own["alpha"], own["base_sha256"]
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _HIGHEST_RANK:
+        raise ValueError(f"its rank is not from 1 to {_HIGHEST_RANK}")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= _LARGEST_ALPHA:
+        raise ValueError("its alpha is no usual positive number")
+    if not isinstance(base_sha256, str) or _SHA256.fullmatch(base_sha256) is None:
+        raise ValueError("it does not name its base by a SHA-256")
+    return rank, float(alpha), base_sha256
 
 
 def _pair(tensors: Mapping[str, NDArray[np.generic]], rank: int) -> dict[ModulePath, LoraFactors]:
@@ -122,9 +141,9 @@ def _pair(tensors: Mapping[str, NDArray[np.generic]], rank: int) -> dict[ModuleP
     for name in names:
         a = tensors.get(f"{_PREFIX}{name}.lora_A.weight")
         b = tensors.get(f"{_PREFIX}{name}.lora_B.weight")
-        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        if a is None or b is None or not (_is_matrix(a, rows=rank) and _is_matrix(b.T, rows=rank)):
             raise AdapterError(
-                f"module {name} of the adapter does not have two factors of rank {rank}",
+                f"module {name[:80]} of the adapter does not have two factors of rank {rank} in float32",
                 advice="The file was damaged or made by another program; fetch it again.",
             )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -133,7 +152,16 @@ def _pair(tensors: Mapping[str, NDArray[np.generic]], rank: int) -> dict[ModuleP
                 advice="The adapter is unusable; go back to an earlier release.",
             )
         modules[ModulePath(name)] = LoraFactors(a=a.astype(np.float32), b=b.astype(np.float32))
+    if not modules or len(tensors) != 2 * len(modules):
+        raise AdapterError(
+            "the adapter has no modules, or something that belongs to none",
+            advice="The file was damaged or made by another program; fetch it again.",
+        )
     return modules
+
+
+def _is_matrix(factor: NDArray[np.generic], *, rows: int) -> bool:
+    return factor.ndim == 2 and factor.shape[0] == rows and factor.size > 0 and factor.dtype == np.float32
 
 
 def read_adapter(path: Path) -> Adapter:

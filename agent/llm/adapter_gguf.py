@@ -6,6 +6,7 @@ after the base's with ``.lora_a`` and ``.lora_b`` added; ``B`` of a rotary layer
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,9 +15,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from agent.errors import AdapterError
-from agent.llm.adapter import Adapter, FloatArray, LoraFactors, ModulePath
+from agent.errors import AdapterError, ModelError
+from agent.llm.adapter import MAX_RANK, Adapter, FloatArray, LoraFactors, ModulePath
+from agent.llm.ggml import F32
 from agent.llm.gguf_file import GgufModel, TargetModule, target_modules
+from agent.llm.gguf_header import Header, TensorEntry, parse_header
 from agent.llm.rotary import model_order, stored_order
 from agent.paths import explained_disk, sync_directory
 
@@ -88,25 +91,56 @@ def _write(adapter: Adapter, base: GgufModel, targets: Mapping[ModulePath, Targe
 def read_gguf_adapter(path: Path, base: GgufModel) -> Adapter:
     """Read back what :func:`write_gguf_adapter` wrote for this base.
 
+    The file is read by this project's own reader, which bounds what a file can claim; that of gguf believes it.
+
     Raises:
         AdapterError: it is no such file.
     """
     try:
-        reader = gguf.GGUFReader(path)
-        alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
-        base_sha256 = str(reader.fields[_BASE_KEY].contents())
-    except (OSError, ValueError, KeyError) as cause:
-        raise AdapterError(
-            f"{path} is no GGUF adapter written by Bramble", advice="Give the adapter.gguf of a release."
-        ) from cause
-    tensors: dict[str, FloatArray] = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
+        data = path.read_bytes()
+        header = parse_header(data)
+    except (OSError, ModelError) as cause:
+        raise _no_adapter(path) from cause
+    alpha, base_sha256 = header.metadata.get(gguf.Keys.Adapter.LORA_ALPHA), header.metadata.get(_BASE_KEY)
+    if not isinstance(alpha, float) or not 0 < alpha < math.inf or not isinstance(base_sha256, str):
+        raise _no_adapter(path)
+    tensors = {entry.name: entry for entry in header.tensors}
     modules: dict[ModulePath, LoraFactors] = {}
+    ranks: set[int] = set()
     for name, target in target_modules(base).items():
-        a, b = tensors.get(f"{target.tensor}.lora_a"), tensors.get(f"{target.tensor}.lora_b")
-        if a is not None and b is not None:
-            b = b[model_order(len(b), target.rotary_heads)] if target.rotary_heads else b
-            modules[name] = LoraFactors(a=a, b=b)
+        of_a, of_b = tensors.get(f"{target.tensor}.lora_a"), tensors.get(f"{target.tensor}.lora_b")
+        if of_a is None or of_b is None:
+            continue
+        a, b = (_matrix(path, data, header, entry) for entry in (of_a, of_b))
+        if (len(b), a.shape[1], len(a)) != (target.out_features, target.in_features, b.shape[1]):
+            raise AdapterError(
+                f"{path} has other shapes in {name} than {base.path.name}", advice="Give an adapter for this base."
+            )
+        b = b[model_order(len(b), target.rotary_heads)] if target.rotary_heads else b
+        modules[name] = LoraFactors(a=a, b=b)
+        ranks.add(len(a))
     if not modules:
         raise AdapterError(f"{path} changes no layer of {base.path.name}", advice="Give an adapter for this base.")
-    rank = next(iter(modules.values())).a.shape[0]
-    return Adapter(rank=rank, alpha=alpha, modules=dict(sorted(modules.items())), base_sha256=base_sha256)
+    if len(ranks) != 1 or max(ranks) > MAX_RANK:
+        raise _no_adapter(path)
+    return Adapter(rank=ranks.pop(), alpha=alpha, modules=dict(sorted(modules.items())), base_sha256=base_sha256)
+
+
+def _matrix(path: Path, data: bytes, header: Header, entry: TensorEntry) -> FloatArray:
+    """Give one factor, of finite numbers in F32, rows first."""
+    if entry.type_number != F32 or len(entry.dimensions) != 2:
+        raise _no_adapter(path)
+    columns, rows = entry.dimensions
+    start = header.data_start + entry.offset
+    if start + 4 * rows * columns > len(data):
+        raise _no_adapter(path)
+    matrix = np.frombuffer(data, "<f4", rows * columns, start).astype(np.float32).reshape(rows, columns)
+    if not np.isfinite(matrix).all():
+        raise AdapterError(f"{path} holds numbers that are not finite", advice="Export the adapter again.")
+    return matrix
+
+
+def _no_adapter(path: Path) -> AdapterError:
+    return AdapterError(
+        f"{path} is no GGUF adapter written by Bramble, or is damaged", advice="Give the adapter.gguf of a release."
+    )

@@ -235,7 +235,7 @@ async def _explain(_request: Request, error: BrambleError) -> Response:
 async def _explain_http(request: Request, error: HTTPException) -> Response:
     """Say what is offered instead, where the path or the method is another one."""
     refused = RequestRefusedError(
-        f"{request.method} {request.url.path[:80]} is not offered here",
+        f"{request.method} {request.scope['path'][:80]} is not offered here",
         advice="There are GET /v1/models, POST /v1/chat/completions and POST /v1/completions.",
         status=error.status_code,
         reason="unknown_url" if error.status_code == 404 else None,

@@ -53,6 +53,7 @@ class BrokerAddress:
             parts.scheme not in _PORTS
             or not _HOST.fullmatch(parts.hostname or "")
             or port == 0
+            or not url.isprintable()
             or not _path_fits(parts)
         ):
             raise SettingsError("The broker's address is not one that MQTT uses.", advice=_ADVICE)
@@ -119,9 +120,16 @@ def parse_brokers(urls: str) -> tuple[BrokerAddress, ...]:
 
 
 def without_credentials(urls: str) -> str:
-    """Give a broker's URL, or several, for people: without users, passwords and queries."""
-    shown = (urlsplit(url) for url in _split(urls))
-    return ",".join(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() for parts in shown)
+    """Give a broker's URL, or several, for people: without users, passwords and queries; ``?`` for what is no URL."""
+    return ",".join(map(_without_credentials, _split(urls)))
+
+
+def _without_credentials(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "?"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _split(urls: str) -> list[str]:
