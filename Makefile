@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults clean format
+.PHONY: help demo test check bench faults sbom wheel clean format
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -24,6 +24,8 @@ check: $(READY) ## Lint, types, and the floors of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml agent hatch_build.py
+	$(BIN)/python -m tools.supply.audit
 
 bench: $(READY) ## Measure, side by side with a peer; JSON on standard output
 	@for script in bench/*.py; do echo "== $$script" >&2; $(BIN)/python $$script --json -; done
@@ -31,12 +33,18 @@ bench: $(READY) ## Measure, side by side with a peer; JSON on standard output
 faults: $(READY) ## Break 300 communities in every way (RUNS=N, or SEED=N for that one)
 	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),300)) $(if $(JSON),--json $(JSON))
 
+sbom: $(READY) ## Write the bill of materials to build/bramble-agent.cdx.json (CycloneDX)
+	@$(BIN)/python -m tools.supply.bill build/bramble-agent.cdx.json
+
+wheel: sbom ## Build the wheel into dist/, with its bill of materials inside (PEP 770)
+	@BRAMBLE_SBOM=$(CURDIR)/build/bramble-agent.cdx.json $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) build dist agent/native/kernels-*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) build dist agent/native/kernels-*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .audit.json *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml hatch_build.py $(wildcard agent/native/source/*)

@@ -2,7 +2,7 @@
 
 On x86-64 there is one library for each level of the instruction set, and the program chooses (agent/native/library.py).
 All give the same bits, which is why products and sums are not contracted. ``CC`` names the compiler, and
-``BRAMBLE_NATIVE=0`` leaves the kernels out.
+``BRAMBLE_NATIVE=0`` leaves the kernels out. ``BRAMBLE_SBOM`` names a bill of materials to put into the wheel (PEP 770).
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc] # hatc
                 gets them.
             build_data: hatchling's, of which the wheel's tag and files are changed.
         """
+        bill = os.environ.get("BRAMBLE_SBOM")
+        if bill and version != "editable":
+            build_data["sbom_files"].append(bill)
         if os.environ.get("BRAMBLE_NATIVE") == "0" or sys.platform == "win32":
             return
         root = Path(self.root)

@@ -99,3 +99,11 @@ def test_wheel_without_kernels_is_made_where_they_cannot_or_shall_not_be_compile
         assert not [name for name in archive.namelist() if name.endswith(".so")]
     assert made.name.endswith("-py3-none-any.whl")
     assert ("Bramble works without them" in said) is says
+
+
+def test_wheel_carries_a_bill_of_materials_where_one_is_named(tmp_path: Path) -> None:
+    bill = tmp_path / "bramble-agent.cdx.json"
+    bill.write_text("{}")
+    made, _said = build(tmp_path, BRAMBLE_NATIVE="0", BRAMBLE_SBOM=str(bill))
+    with zipfile.ZipFile(made) as archive:
+        assert [name.split("/", 1)[1] for name in archive.namelist() if "/sboms/" in name] == [f"sboms/{bill.name}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
+import pickle  # between this process and its own child # nosec B403
 import subprocess
 import sys
 import tracemalloc
@@ -321,4 +321,4 @@ def _reader(update: Contribution) -> Callable[[], Contribution]:
 
 
 if __name__ == "__main__":  # the other process of _check_processes
-    sys.stdout.write(digest_of_a_merge(pickle.load(sys.stdin.buffer)))  # noqa: S301 (from its own parent)
+    sys.stdout.write(digest_of_a_merge(pickle.load(sys.stdin.buffer)))  # noqa: S301 (from its own parent) # nosec B301

@@ -1,0 +1,1 @@
+"""What Bramble is made of, and whether anything in it is known to be vulnerable."""
