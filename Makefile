@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults sbom wheel clean format
+.PHONY: help demo test check bench faults fuzz sbom wheel clean format
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -33,6 +33,10 @@ bench: $(READY) ## Measure, side by side with a peer; JSON on standard output
 faults: $(READY) ## Break 300 communities in every way (RUNS=N, or SEED=N for that one)
 	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),300)) $(if $(JSON),--json $(JSON))
 
+fuzz: $(READY) ## Throw hostile input at every decoder, SECONDS=60 each (JSON=FILE, ONLY="TARGET ...")
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) --group fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))
+
 sbom: $(READY) ## Write the bill of materials to build/bramble-agent.cdx.json (CycloneDX)
 	@$(BIN)/python -m tools.supply.bill build/bramble-agent.cdx.json
 
@@ -44,7 +48,7 @@ format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) build dist agent/native/kernels-*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .audit.json *.egg-info
+	rm -rf $(VENV) build dist agent/native/kernels-*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .fuzz .audit.json *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml hatch_build.py $(wildcard agent/native/source/*)
