@@ -37,7 +37,7 @@ def heard(world: World, word: str) -> list[tuple[str, bytes]]:
 def shown(world: World, charter: Charter, counter: int) -> bytes:
     """Give a charter as the hub would publish it."""
     return sign(
-        Identity.load(world.home.keys),
+        Identity.load(world.home.keys, "hub"),
         kind="charter",
         community=bytes.fromhex(world.config.community),
         counter=counter,

@@ -128,7 +128,6 @@ def test_request_without_or_beyond_its_size_is_refused_before_it_is_read(size: i
 
 
 def test_hub_makes_its_own_certificate_and_a_new_one_when_it_is_due_or_damaged(desk: Desk) -> None:
-    Identity.generate().save(desk.home.keys)
     path = desk.home.keys / CERTIFICATE_FILE
 
     def serial(now: float) -> str:

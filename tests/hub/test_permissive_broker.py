@@ -100,16 +100,21 @@ async def test_device_that_hears_what_is_for_another_cannot_open_it(world: World
         await ada.fetch(announcement)
         assert any(topic == ada.topics.to(ada.identity.id, "offer") for _user, topic, _payload in world.seen)
         (offer,) = offers  # which bob can hear as well: this broker hides nothing
-        assert unseal(ada.identity, offer.sealed_key, adapter_info(ada.community, ada.identity.id, offer.adapter))
+
+        def info(name: str) -> bytes:
+            hub = Identity.load(world.home.keys, "hub").public.fingerprint()
+            return adapter_info(ada.community, hub, name, offer.transfer, offer.adapter)
+
+        assert unseal(ada.identity, offer.sealed_key, info(ada.identity.id))
         for name in (ada.identity.id, bob.identity.id):
             with pytest.raises(SealBrokenError):
-                unseal(bob.identity, offer.sealed_key, adapter_info(ada.community, name, offer.adapter))
+                unseal(bob.identity, offer.sealed_key, info(name))
 
 
 async def test_what_is_said_in_the_hubs_name_is_not_the_hubs(world: World, tmp_path: Path) -> None:
     async with world.hub(), world.member(tmp_path / "ada") as ada, world.newcomer(world.invite()) as newcomer:
         door = await newcomer.meet()
-        forged = claiming(Identity.load(world.home.keys), ada.identity, ada)
+        forged = claiming(Identity.load(world.home.keys, "hub"), ada.identity, ada)
         async with MemoryLink(broker=world.broker, client_id="loud", username="loud") as link:
             await link.publish(ada.topics.hub("card"), forged, retain=True)
             await link.publish(ada.topics.hub("charter"), forged, retain=True)

@@ -66,6 +66,7 @@ def merging(store: HubStore) -> HubStore:
     """A store whose first round is about to be merged."""
     store.add_release(release("a", number=0, state="promoted"))
     store.open_round(None, OPEN, start_release=0, seal_seed=b"seed", oldest=-1)
+    store.add_update(update(), accepted=0)
     store.move(OPEN, MERGING)
     return store
 
