@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.crypto.identity import Identity
 from agent.data.consent import ConsentBook
 from agent.data.sources import survey
 from agent.federation.judging import AdapterFiles, personal_adapter
@@ -50,7 +51,7 @@ def make_member(home: Home, base: Path, *, text: Path | None = None) -> Member:
     membership = Membership(
         community="c" * 32,
         broker="mqtt://127.0.0.1:1",
-        hub=b"",
+        hub=Identity.generate().public.encode(),
         username="",
         password="",
         base=base,
