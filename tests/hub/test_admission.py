@@ -20,6 +20,7 @@ from agent.errors import (
     UnknownSenderError,
 )
 from agent.federation.messages import StandingNotice
+from agent.hub.reception import Reception
 from agent.hub.stewarding import decide, set_admission
 from agent.transport.exchange import Exchange
 from agent.transport.memory import MemoryLink
@@ -228,3 +229,17 @@ async def test_device_that_was_revoked_while_the_hub_was_away_is_told_when_it_is
     decide(world.home, name, "revoke")
     async with world.hub():
         assert (await world.heard.until("device-revoked"))["device"] == name
+
+
+async def test_revocation_holds_for_the_very_next_message(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def looks_at_nothing(_reception: Reception) -> None:
+        return
+
+    async with world.member_of_a_running_hub(tmp_path / "ada") as (ada, _store):
+        await ada.phase("open")
+        monkeypatch.setattr(Reception, "notice_decisions", looks_at_nothing)  # which the hub does twice a second
+        decide(world.home, ada.identity.id, "revoke")
+        await ada.sender.say("want", ada.fetcher.want(ada.announced[-1].release))
+        assert (await world.heard.until("message-refused"))["code"] == "revoked"
