@@ -24,7 +24,7 @@ from agent.hub.round_book import (
     close_round,
     forget_keys,
     get_state,
-    require_waiting,
+    require_none_withdrawn,
     set_state,
     settle_updates,
     withdraw_updates,
@@ -98,12 +98,12 @@ class ReleaseBook(Database):
             oldest: the first round for which an update could still count.
 
         Raises:
-            RoundMovedError: the hub is not at ``before`` any more, or an update that was merged does not wait any more.
+            RoundMovedError: the hub is not at ``before`` any more, or an update that was merged was withdrawn.
             MergeError: the candidate is, to the byte, a release that was promoted before.
         """
         with self.transaction() as connection:
             set_state(connection, before, after)
-            require_waiting(connection, before.number, release.updates)
+            require_none_withdrawn(connection, before.number, release.updates)
             _insert_release(connection, release)
             forget_keys(connection, oldest)
             settle_updates(connection, before.number, "merged")

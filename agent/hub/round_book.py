@@ -397,14 +397,15 @@ def drop_work(connection: Connection, device: str) -> Dropped:
     return Dropped(waiting, merged_in("candidate"), merged_in("promoted"))
 
 
-def require_waiting(connection: Connection, merge: int, updates: Collection[str]) -> None:
-    """Look that everything that was merged still waits for it.
+def require_none_withdrawn(connection: Connection, merge: int, updates: Collection[str]) -> None:
+    """Look that nothing that was merged was withdrawn meanwhile.
 
     Raises:
-        RoundMovedError: something was withdrawn meanwhile: its device left, or was revoked.
+        RoundMovedError: something was: its device left, or was revoked.
     """
-    waiting = connection.execute(select(tables.updates.c.update_id).where(*_waiting(merge))).scalars()
-    if not set(waiting).issuperset(updates):
+    column = tables.updates.c
+    gone = select(column.update_id).where(column.merge == merge, column.state == "withdrawn")
+    if not set(connection.execute(gone).scalars()).isdisjoint(updates):
         raise RoundMovedError("an update was withdrawn while it was merged", advice="It is merged again without it.")
 
 
