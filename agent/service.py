@@ -172,7 +172,7 @@ async def join_community(
             allow_plaintext=allow_plaintext or (asked is not None and asked.allow_plaintext),
             tls=newcomer_tls(invite),
         )
-        async with _explained_door(link):
+        async with _explained_door(link, invite):
             nickname = load_settings(home.settings).nickname
             credentials = Credentials(home.keys, identity.id)
             newcomer = Newcomer(
@@ -221,23 +221,25 @@ async def join_community(
 
 
 @contextlib.asynccontextmanager
-async def _explained_door(link: MqttLink) -> AsyncIterator[None]:
-    """Be connected to the door; a broker that refuses an invite's own account says that the invite is spent.
+async def _explained_door(link: MqttLink, invite: Invite) -> AsyncIterator[None]:
+    """Be connected to the door; a broker that refuses an invite's own account lets nobody in on it.
 
     Raises:
         InviteRefusedError: the embedded broker lets nobody in on this invite any more.
+        BrokerRefusedError: another broker does not know the account in the invite's address.
     """
-    try:
-        await link.__aenter__()
-    except BrokerRefusedError as cause:
-        raise InviteRefusedError(
-            "the broker lets nobody in on this invite: it was used up or taken back, or the hub was made anew",
-            advice="Ask the hub's operator for a new one (`bramble hub invite`).",
-        ) from cause
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(link)
+        except BrokerRefusedError as cause:
+            if not invite.broker_password:
+                raise
+            raise InviteRefusedError(
+                "the broker lets nobody in on this invite: it has expired, was used up or was taken back, or the hub"
+                f" was made anew ({cause})",
+                advice="Ask the hub's operator for a new one (`bramble hub invite`).",
+            ) from cause
         yield
-    finally:
-        await link.__aexit__(None, None, None)
 
 
 def _come_in(store: DeviceStore, membership: Membership) -> None:
