@@ -71,7 +71,7 @@ def shown(desk: Desk, number: int) -> tuple[dict[str, Any], str]:
     return json.loads(as_json.output), CliRunner().invoke(hub, words, catch_exceptions=False).output
 
 
-def test_an_update_fifty_times_as_large_and_with_all_the_text_that_can_be_claimed_counts_as_any_other(desk_of: MakeDesk) -> None:
+def test_an_update_fifty_times_as_large_and_with_all_the_text_there_is_counts_as_any_other(desk_of: MakeDesk) -> None:
     desk = desk_of(quorum=4, target=4)
     *honest, loud = desk.names
     for device in honest:

@@ -11,7 +11,6 @@ from cryptography import x509
 
 from agent.crypto.authority import AUTHORITY_KEY_FILE
 from agent.crypto.certificates import CERTIFICATE_FILE, Certificate, TlsKey
-from agent.crypto.identity import Identity
 from agent.errors import MalformedMessageError
 from agent.events import Events
 from agent.federation.messages import JoinReply, Renew

@@ -219,7 +219,7 @@ async def test_no_release_is_sealed_for_a_device_that_was_put_out_while_it_waite
         publisher = Publisher(store=desk.store, blobs=desk.blobs, identity=identity, link=link, events=desk.events)
         await ears.subscribe(f"{topics.root}/to/+/+")
         for device in (gone, stays):
-            assert publisher.wish(Request(device=device, want=want))
+            assert publisher.wish(Request(device=device, want=want), 1000)
         desk.store.decide(gone, "revoke", by="ada", reason="", now=1)
         serving = asyncio.create_task(publisher.serve(known))
         heard = await anext(ears.messages())

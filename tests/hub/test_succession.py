@@ -113,7 +113,7 @@ async def test_hub_takes_the_new_keys_with_history_and_window_and_refuses_the_ol
         assert before is not None
         assert (before.standing, before.successor) == ("succeeded", new.id)
         assert row.replay.next_counter >= before.replay.next_counter > 1
-        recorded = next(payload for _, topic, payload in world.seen if topic.endswith(f"{old.id}/offer"))
+        recorded = next(payload for _, topic, payload in world.seen if topic.endswith(f"/from/{old.id}/offer"))
         async with link_of(world, old) as link:
             refused = len(world.heard.all("message-refused"))
             await link.publish(f"bramble/{world.config.community}/from/{old.id}/offer", recorded)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.crypto.identity import Identity
 from agent.federation.messages import Manifest
 from agent.federation.store import Membership, open_device_store
 from agent.governance.charter import Charter
@@ -62,7 +63,7 @@ def make_household(directory: Path) -> Household:
     membership = Membership(
         community="00" * 16,
         broker="mqtt://127.0.0.1",
-        hub=b"",
+        hub=Identity.generate().public.encode(),
         username="",
         password="",
         base=SEEDLING_PATH,
