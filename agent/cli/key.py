@@ -51,7 +51,7 @@ def show(home: Path | None, hub: bool, as_json: bool) -> None:
         return
     kept = {
         "none": "readable by you alone",
-        "passphrase": "under a passphrase",
+        "passphrase": "under a passphrase",  # words for people # nosec B105
         "keyring": "under a key in the keyring",
     }
     click.echo(f"{found.role} {found.id}")

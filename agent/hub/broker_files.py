@@ -99,7 +99,8 @@ def write_broker_files(home: Home, plan: BrokerPlan, *, now: float) -> HubConfig
             "PORT": str(plan.port),
             "NEWCOMERS_PORT": str(plan.newcomers_port),
             "ADDRESS": plan.listen,
-            "ADDRESS_OR_ALL": _bracketed(plan.listen or "0.0.0.0"),  # noqa: S104 (a broker is for other machines)
+            # a broker is for other machines
+            "ADDRESS_OR_ALL": _bracketed(plan.listen or "0.0.0.0"),  # noqa: S104 # nosec B104
             "ENDS": time.strftime("%Y-%m-%d", time.gmtime(certificate.ends)),
             **_hashes(password, salt=hashlib.sha256(config.broker_secret.encode()).digest()[:12]),
         }
