@@ -164,7 +164,7 @@ def attacked(run: Run, release: Adapter, rows: Mapping[int, np.ndarray], number:
     sent = dict(rows)
     rng = np.random.default_rng([run.seed, number])
     for device in HOSTILE:
-        if run.attack == "flipped":
+        if run.attack == "sign-flipped":
             sent[device] = attackers.flipped(rows[device])
         elif run.attack == "scaled":
             sent[device] = attackers.scaled(rows[device], bound)
@@ -172,7 +172,7 @@ def attacked(run: Run, release: Adapter, rows: Mapping[int, np.ndarray], number:
             sent[device] = attackers.random(honest[0], bound, rng)
         elif run.attack == "not-a-number" and bound is None:
             sent[device] = np.full_like(rows[device], np.nan)
-    if run.attack == "little":
+    if run.attack == "a-little-is-enough":
         found = attackers.little(honest, bound, partial(displacement, run, release, honest))
         sent |= dict.fromkeys(HOSTILE, found)
     return sent

@@ -1,8 +1,8 @@
 """What hostile devices send instead of what they learned: pure functions from honest updates to one row of numbers.
 
-- ``flipped``: each its own update with every sign turned.
+- ``sign-flipped``: each its own update with every sign turned.
 - ``scaled``: each its own update, 50 times as large.
-- ``little``: *a little is enough* (Baruch et al. 2019): all the same, the mean of the honest updates less ``z``
+- ``a-little-is-enough`` (Baruch et al. 2019): all the same, the mean of the honest updates less ``z``
   standard deviations in every coordinate. They know all honest updates and the hub's rule, and take the ``z`` that
   leads the merge furthest from the honest mean (Shejwalkar and Houmansadr 2021). The ``z`` of Baruch et al., the
   largest that keeps the attackers among the nearer half, is 0 for two of ten.
@@ -26,8 +26,8 @@ Rows = NDArray[np.float64]
 Row = NDArray[np.float64]
 Displacement = Callable[[Row], float]
 
-ATTACKS = ("none", "flipped", "scaled", "little", "random", "not-a-number")
-TRAINED = frozenset({"none", "flipped", "scaled", "not-a-number"})
+ATTACKS = ("none", "sign-flipped", "scaled", "a-little-is-enough", "random", "not-a-number")
+TRAINED = frozenset({"none", "sign-flipped", "scaled", "not-a-number"})
 """Attacks that begin with what the hostile device has learned itself."""
 SCALE = 50.0
 _LITTLE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)

@@ -25,7 +25,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     attacks = list(dict.fromkeys(row["attack"] for row in found["rows"] if row["attack"] != "none"))
     rules = list(dict.fromkeys(row["rule"] for row in found["rows"]))
     usual = {row["rule"] for row in found["rows"] if row["default"]}
-    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.2), layout="constrained")
     width = 0.8 / max(1, len(rules))
     for index, rule in enumerate(rules):
         means = [statistics.fmean(rises.get((attack, rule), [0.0])) for attack in attacks]
@@ -50,6 +50,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
     recipe = found["recipe"]
     axes.set_title(f"{recipe['hostile']} hostile devices of {recipe['devices']}")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)

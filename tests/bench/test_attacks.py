@@ -86,18 +86,18 @@ def test_the_default_and_plain_averaging_come_first_and_every_attack_is_beside_i
 
 def test_without_its_clean_run_nothing_is_said_of_how_far_a_loss_rose() -> None:
     runs = attacks.wanted(attacks.options_of(["--rules", "median"]))
-    done = {run.key: row(run, 5.0) for run in runs if run.attack == "flipped"}
+    done = {run.key: row(run, 5.0) for run in runs if run.attack == "sign-flipped"}
     found = attacks.report_of(runs, done)
     assert (found["missing"], found["rows"][0]["rise"]) == (len(runs) - 1, None)
 
 
 def test_an_attack_that_there_is_not_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="no magic, only none, flipped"):
-        attacks.some_of(attackers.ATTACKS, "flipped,magic")
+    with pytest.raises(argparse.ArgumentTypeError, match="no magic, only none, sign-flipped"):
+        attacks.some_of(attackers.ATTACKS, "sign-flipped,magic")
 
 
 def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    runs = attacks.wanted(attacks.options_of(["--rules", "plain", "--attacks", "none,flipped"]))
+    runs = attacks.wanted(attacks.options_of(["--rules", "plain", "--attacks", "none,sign-flipped"]))
     target = tmp_path / "attacks.json"
     kept = {run.key: row(run, 4.0) for run in runs}
     Path(f"{target}.runs").write_text(json.dumps(kept))
