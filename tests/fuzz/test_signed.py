@@ -17,8 +17,9 @@ import pytest
 from pydantic import BaseModel
 
 from agent.crypto import canonical, envelope
+from agent.crypto.identity import Identity, PublicIdentity
 from agent.crypto.sealing import seal, unseal
-from agent.errors import BrambleError, ProtocolError, SealBrokenError
+from agent.errors import BrambleError, ProtocolError, SealBrokenError, UnknownSenderError
 from agent.federation import sealing
 from agent.federation.enrol import Newcomer
 from agent.federation.invite import invite_proof, parse_invite
@@ -93,18 +94,34 @@ def test_samples_have_something_in_every_field() -> None:
             assert getattr(body, name) not in (None, [], b"", ""), f"{kind}.{name}"
 
 
-@pytest.mark.parametrize("field", Card.model_fields)
-def test_card_with_a_field_changed_and_signed_anew_is_not_the_hub_of_the_invite(field: str) -> None:
-    """The hub's keys are pinned: a card of other keys is refused, and nobody else can sign a card of these."""
+@pytest.fixture
+def newcomer() -> Newcomer:
+    """A device at the door, with an invite of the hub."""
     link = MemoryLink(broker=MemoryBroker(), client_id="newcomer")
-    newcomer = Newcomer(link=link, invite=samples.invite(), identity=samples.device(), nickname="pi")
-    card = BODIES["card"]
+    return Newcomer(link=link, invite=samples.invite(), identity=samples.device(), nickname="pi")
+
+
+def met(newcomer: Newcomer, card: Body, signed_by: Identity) -> PublicIdentity:
+    """Show a newcomer a card."""
     assert isinstance(card, Card)
-    good = envelope.parse(samples.envelope("card", card.encode()))
-    assert newcomer._pinned(card, good) == samples.hub().public
+    return newcomer._pinned(card, envelope.parse(samples.envelope("card", card.encode(), signed_by)))
+
+
+@pytest.mark.parametrize("field", Card.model_fields)
+def test_card_with_a_field_changed_and_signed_anew_by_another_is_not_believed(newcomer: Newcomer, field: str) -> None:
+    card = BODIES["card"]
+    assert met(newcomer, card, samples.hub()) == samples.hub().public
     forged = Card.model_validate(replaced(card.model_dump(), (field,), other))
     with pytest.raises(ProtocolError):
-        newcomer._pinned(forged, envelope.parse(samples.envelope("card", forged.encode(), samples.device())))
+        met(newcomer, forged, samples.device())
+
+
+def test_card_of_keys_that_the_invite_does_not_pin_is_not_believed_though_they_signed_it(newcomer: Newcomer) -> None:
+    hub, impostor = samples.hub().public, samples.device()
+    for public in (impostor.public, PublicIdentity(impostor.public.verify_key, hub.seal_key)):
+        card = Card(name="Bees of Berlin", public=public.encode())
+        with pytest.raises(UnknownSenderError):
+            met(newcomer, card, impostor)
 
 
 BOUND: dict[str, Callable[..., bytes]] = {name: made for name, made in vars(sealing).items() if name.endswith("_info")}
