@@ -23,7 +23,10 @@ def show_charter(door: Door) -> None:
         ("Licence", (f"{charter.licence} for the community's adapter",)),
         (
             "Merging",
-            (f"{charter.merge_rule}, rank {charter.rank}, at least {charter.rounds.quorum} devices a round",),
+            (
+                f"{charter.merge_rule} with {charter.robust.name}, rank {charter.rank},"
+                f" at least {charter.rounds.quorum} devices a round",
+            ),
         ),
         ("Is sent", WHAT_IS_SENT),
         ("Never sent", WHAT_IS_NOT_SENT),
