@@ -11,6 +11,7 @@ from agent.governance.charter import WHAT_IS_NOT_SENT, WHAT_IS_SENT, WHAT_THE_OP
 def show_charter(door: Door) -> None:
     """Show base, licence, what is sent and what is not, who runs the hub and what that person can see."""
     charter = door.charter
+    merging = f"{charter.merge_rule} with {charter.robust.name}"
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("Community", (charter.name,)),
         ("Hub", (f"{door.hub_name}, fingerprint {door.hub.fingerprint()[:20]}… (the one in your invite)",)),
@@ -23,10 +24,7 @@ def show_charter(door: Door) -> None:
         ("Licence", (f"{charter.licence} for the community's adapter",)),
         (
             "Merging",
-            (
-                f"{charter.merge_rule} with {charter.robust.name}, rank {charter.rank},"
-                f" at least {charter.rounds.quorum} devices a round",
-            ),
+            (f"{merging}, rank {charter.rank}, at least {charter.rounds.quorum} devices a round",),
         ),
         ("Is sent", WHAT_IS_SENT),
         ("Never sent", WHAT_IS_NOT_SENT),

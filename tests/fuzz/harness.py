@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import atheris
+import psutil
 
 FINDINGS = Path(__file__).parents[2] / ".fuzz" / "findings"
 MEMORY_MB = 256
@@ -71,9 +72,12 @@ def main() -> None:
 
 
 def _resident_mb() -> int:
-    """Give the most memory that this process has had so far, in MiB: what libFuzzer compares with its limit."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 if sys.platform != "darwin" else 1024 * 1024)
+    """Give the most memory that this process is known to have had, in MiB: what libFuzzer compares with its limit.
+
+    The kernel's peak may lag behind, so what there is now counts, too.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return max(peak, psutil.Process().memory_info().rss) >> 20
 
 
 if __name__ == "__main__":
