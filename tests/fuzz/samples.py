@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from agent.crypto import canonical
 from agent.crypto.envelope import sign
 from agent.crypto.identity import Identity
 from agent.crypto.sealing import SealKey
+from agent.crypto.succession import Succession
 from agent.federation.invite import Invite, invite_proof
 from agent.federation.messages import (
     Announcement,
@@ -15,11 +17,17 @@ from agent.federation.messages import (
     Card,
     CharterNotice,
     Chunk,
+    Issued,
     JoinReply,
     JoinRequest,
+    Leave,
     Manifest,
     Offer,
     Receipt,
+    Renew,
+    StandingNotice,
+    Succeed,
+    SuccessionReply,
     Verdict,
     Want,
 )
@@ -36,7 +44,9 @@ INVITE_ID = b"invite-1"
 def identity(name: str) -> Identity:
     """Give the keys of somebody, always the same ones."""
     return Identity(
-        signing_seed=name.encode().ljust(32, b"\0"), seal_key=SealKey.from_seed(name.encode().ljust(96, b"\0"))
+        signing_seed=name.encode().ljust(32, b"\0"),
+        seal_key=SealKey.from_seed(name.encode().ljust(96, b"\0")),
+        role="hub" if "hub" in name else "device",
     )
 
 
@@ -71,11 +81,39 @@ def manifest(number: int = 3) -> Manifest:
 def bodies() -> dict[str, Body]:
     """Give a body of every kind, with something in every field."""
     public = device().public.encode()
+    reply: dict[str, Any] = {
+        "accepted": True,
+        "pending": True,
+        "username": "user",
+        "password": "password",
+        "message": "welcome",
+        "advice": "stay",
+        "certificate": b"certificate",
+        "authority": b"authority",
+        "broker": "mqtts://broker.example",
+    }
     return {
-        "card": Card(name="Bees of Berlin", public=hub().public.encode()),
+        "card": Card(
+            name="Bees of Berlin",
+            public=hub().public.encode(),
+            operator="Ada",
+            admission="approval",
+            successions=[Succession.make(COMMUNITY, identity("earlier hub"), hub()).encode()],
+        ),
         "charter": CharterNotice(charter=charter()),
-        "join": JoinRequest(public=public, proof=invite_proof(SECRET, COMMUNITY, public), nickname="pi"),
-        "joined": JoinReply(accepted=True, username="user", password="password", message="welcome", advice="stay"),
+        "join": JoinRequest(
+            public=public,
+            proof=invite_proof(SECRET, COMMUNITY, public),
+            nickname="pi",
+            certificate_request=b"request",
+        ),
+        "joined": JoinReply(**reply),
+        "renew": Renew(certificate_request=b"request"),
+        "certificate": Issued(certificate=b"certificate", authority=b"authority"),
+        "leave": Leave(about=b"l" * 16),
+        "standing": StandingNotice(standing="revoked", reason="lost", at=1_700_000_000),
+        "succeed": Succeed(public=public, proof=b"p" * 64),
+        "succeeded": SuccessionReply(**reply),
         "round": Announcement(
             sequence=1_700_000_000_000,
             round=4,

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ _every_kind = pytest.mark.parametrize("kind", BODIES)
 def is_believed(data: bytes) -> bool:
     """Say whether a message is taken for one of the hub's."""
     try:
-        envelope.verify(envelope.parse(data), samples.hub().public.verify_key)
+        envelope.verify(envelope.parse(data), samples.hub().public)
     except ProtocolError:
         return False
     return True
@@ -111,20 +112,26 @@ def met(newcomer: Newcomer, card: Body, signed_by: Identity) -> PublicIdentity:
 def test_card_with_a_field_changed_and_signed_anew_by_another_is_not_believed(newcomer: Newcomer, field: str) -> None:
     card = BODIES["card"]
     assert met(newcomer, card, samples.hub()) == samples.hub().public
-    forged = Card.model_validate(replaced(card.model_dump(), (field,), other))
+    forged = replaced(card.model_dump(), (field,), other)
+    if field == "admission":
+        forged["admission"] = "automatic"
+    if field == "successions":
+        forged["successions"] = []
     with pytest.raises(ProtocolError):
-        met(newcomer, forged, samples.device())
+        met(newcomer, Card.model_validate(forged), samples.device())
 
 
 def test_card_of_keys_that_the_invite_does_not_pin_is_not_believed_though_they_signed_it(newcomer: Newcomer) -> None:
     hub, impostor = samples.hub().public, samples.device()
-    for public in (impostor.public, PublicIdentity(impostor.public.verify_key, hub.seal_key)):
+    for public in (impostor.public, replace(impostor.public, seal_key=hub.seal_key)):
         card = Card(name="Bees of Berlin", public=public.encode())
         with pytest.raises(UnknownSenderError):
             met(newcomer, card, impostor)
 
 
-BOUND: dict[str, Callable[..., bytes]] = {name: made for name, made in vars(sealing).items() if name.endswith("_info")}
+BOUND: dict[str, Callable[..., bytes]] = {
+    name: made for name, made in vars(sealing).items() if name.endswith("_info") and not name.startswith("_")
+}
 _ARGUMENTS: dict[type | str, Any] = {"bytes": samples.COMMUNITY, "str": "a" * 52, "int": 4}
 
 

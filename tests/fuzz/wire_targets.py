@@ -60,7 +60,7 @@ def _envelope(data: bytes) -> None:
 
 
 def _verified(data: bytes) -> None:
-    found = envelope.verify(envelope.parse(data), samples.hub().public.verify_key)
+    found = envelope.verify(envelope.parse(data), samples.hub().public)
     again = envelope.sign(
         samples.hub(),
         kind=found.kind,
