@@ -40,7 +40,7 @@ from tests.fuzz.target import FindingError, Target
 
 KEY = b"k" * 32
 MAX_PLAIN = 2048
-_DOMAIN = b"bramble/envelope/1\0"
+_DOMAIN = b"bramble/envelope/2\0"
 
 
 def _canonical(data: bytes) -> None:
