@@ -77,7 +77,7 @@ class Secured:
         """Run the hub while the context lasts."""
         with open_store(self.home) as store:
             events = Events(quiet=True, listeners=[self.heard])
-            hub = build_hub(store, Identity.load(self.home.keys), broker=self.config.broker, events=events)
+            hub = build_hub(store, Identity.load(self.home.keys, "hub"), broker=self.config.broker, events=events)
             async with _running(hub.run()):
                 await self.heard.until("hub-ready")
                 yield store

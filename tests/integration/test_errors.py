@@ -387,7 +387,7 @@ def test_device_whose_disk_fills_up_says_so_and_completes_the_round_once_there_i
 def test_hub_whose_disk_fills_up_says_so_and_completes_the_round_once_there_is_room(
     members: Community, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk", "64m") as disk:
+    with small_disk(tmp_path / "disk", "192m") as disk:
         community = members.copy(tmp_path / "community")
         shutil.move(community.hub_home.root, disk / "hub")
         community.hub_home.root.symlink_to(disk / "hub")
