@@ -24,7 +24,6 @@ from agent.errors import (
     ProtocolError,
     StateError,
 )
-from agent.federation.credentials import Credentials
 from agent.federation.making import whole_database
 from agent.federation.standing import require_part
 from agent.federation.store import Membership, open_device_store
@@ -240,7 +239,7 @@ def rotate_device(home: Home, *, patience: float = ASK_SECONDS) -> Rotated:
         new = _next_keys(home, "device", kept)
         if store.is_member:
             require_part(store)
-            link = device_link(store.membership, old, Credentials(store.home.keys, old.id), patient=False)
+            link = device_link(store, old, patient=False)
             why = run_until_signalled(ask(store, old, new, link, patience=patience))
             if why or not is_agreed(store):
                 raise BrokerUnreachableError(

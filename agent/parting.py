@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from agent.crypto import keyfile
 from agent.crypto.passphrases import forget_keyring_key
 from agent.errors import BrokerUnreachableError, NotInitialisedError, StateError
-from agent.federation.credentials import Credentials
 from agent.federation.leaving import TELL_SECONDS, begin, erase, tell
 from agent.federation.standing import Farewell, farewell, save_farewell
 from agent.federation.store import DeviceStore, open_device_store
@@ -91,8 +90,7 @@ def _tell(home: Home, store: DeviceStore, begun: Farewell, patience: float) -> s
         identity = keyfile.load(home.keys)
     except StateError as error:  # they were removed already, by an attempt that was killed
         return f"its keys are gone: {error}"
-    credentials = Credentials(store.home.keys, identity.id)
-    link = device_link(store.membership, identity, credentials, patient=False)
+    link = device_link(store, identity, patient=False)
     said = run_until_signalled(tell(store, identity, link, begun, patience=patience))
     return "it was interrupted" if said is None else said
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -129,6 +130,18 @@ def in_use(home: Home) -> bool:
             return False
     except AlreadyRunningError:
         return True
+
+
+def read_secret(path: Path, max_bytes: int) -> tuple[bytes, str]:
+    """Give what a file holds, one byte more than ``max_bytes`` at most, and its mode where others can read it.
+
+    Returns:
+        The content; and the mode, such as ``0644``, or nothing where only its owner can or the system has no modes.
+    """
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        content = file.read(max_bytes + 1)
+    return content, f"{mode:04o}" if os.name == "posix" and mode & 0o077 else ""
 
 
 @contextlib.contextmanager

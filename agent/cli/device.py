@@ -47,7 +47,8 @@ def join(home: Home, invite: str | None, base: str | None, allow_plaintext: bool
     from agent.errors import InviteRefusedError
     from agent.federation.enrol import Door
     from agent.federation.invite import parse_invite
-    from agent.service import join_community, named_base
+    from agent.joining import join_community
+    from agent.service import named_base
     from agent.transport.address import without_credentials
 
     def agree(door: Door) -> bool:

@@ -224,9 +224,9 @@ def pardon(device: str, home: Home, as_json: bool) -> None:
 
     The hub may run or not.
     """
-    from agent.hub.membership import pardon_device
+    from agent.hub.stewarding import pardon as forgive
 
-    pardoned = pardon_device(home, device)
+    pardoned = forgive(home, device)
     if as_json:
         print_json({"device": pardoned})
         return

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.errors import CorruptStateError, MalformedMessageError, NotInitialisedError, StateError
-from agent.paths import explained_disk, write_atomically
+from agent.paths import explained_disk, read_secret, write_atomically
 
 KEY_FILE = "tls.key"
 CERTIFICATE_FILE = "tls.crt"
@@ -65,16 +63,14 @@ class TlsKey:
         path = directory / name
         with explained_disk(path):
             try:
-                with path.open("rb") as file:
-                    mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                    data = file.read(MAX_CERTIFICATE_BYTES)
+                data, mode = read_secret(path, MAX_CERTIFICATE_BYTES)
             except FileNotFoundError as cause:
                 raise NotInitialisedError(
                     f"there is no key in {path}", advice="It is made when a device joins, and with a new hub."
                 ) from cause
-        if os.name == "posix" and mode & 0o077:
+        if mode:
             raise StateError(
-                f"the key in {path} can be read by others on this machine (mode {mode:04o})",
+                f"the key in {path} can be read by others on this machine (mode {mode})",
                 advice=f"If nobody else had access, run: chmod 600 {path}. Otherwise remove it, and join again.",
             )
         key: object

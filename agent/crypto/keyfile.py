@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from agent.errors import (
     ProtocolError,
     StateError,
 )
+from agent.paths import read_secret
 
 KEY_FILE = "identity.key"
 NEXT_FILE = "identity.next"
@@ -128,9 +128,7 @@ def read(directory: Path, role: Role, *, name: str = KEY_FILE) -> KeyFile:
     """
     path = directory / name
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(_FILE_BYTES + 1)
+        data, mode = read_secret(path, _FILE_BYTES)
     except FileNotFoundError as error:
         raise NotInitialisedError(
             f"There are no keys in {directory}.", advice="Run the init command first, or point to another directory."
@@ -139,9 +137,9 @@ def read(directory: Path, role: Role, *, name: str = KEY_FILE) -> KeyFile:
         raise StateError(
             f"The keys in {path} cannot be read: {error.strerror}.", advice="Check who owns the file."
         ) from error
-    if os.name == "posix" and mode & 0o077:
+    if mode:
         raise StateError(
-            f"The keys in {path} can be read by others on this machine (mode {mode:04o}).",
+            f"The keys in {path} can be read by others on this machine (mode {mode}).",
             advice=f"If nobody else had access, run: chmod 600 {path}. Otherwise make a new identity.",
         )
     found = _decode(data, path, role)

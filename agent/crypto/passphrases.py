@@ -12,13 +12,13 @@ import getpass
 import importlib
 import os
 import secrets
-import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 from agent.crypto.locking import SHORTEST_PASSPHRASE
 from agent.errors import LockedKeysError
+from agent.paths import read_secret
 
 FILE_VARIABLE = "BRAMBLE_PASSPHRASE_FILE"
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
@@ -83,15 +83,13 @@ def new_passphrase(what: str) -> str:
 
 def _read(path: Path, *, private: bool) -> str:
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(LONGEST_FILE + 1)
+        data, mode = read_secret(path, LONGEST_FILE)
         text = data.decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as cause:
         raise LockedKeysError(f"the passphrase in {path} cannot be read: {cause}", advice=_ADVICE) from cause
-    if private and os.name == "posix" and mode & 0o077:
+    if private and mode:
         raise LockedKeysError(
-            f"the passphrase in {path} can be read by others on this machine (mode {mode:04o})",
+            f"the passphrase in {path} can be read by others on this machine (mode {mode})",
             advice=f"Run: chmod 600 {path}",
         )
     if not text or len(data) > LONGEST_FILE:

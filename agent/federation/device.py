@@ -144,6 +144,7 @@ class Device:
             credentials=Credentials(store.home.keys, identity.id),
             membership=self._membership,
             hub=lambda: self._listening.hub,
+            meet=self._meet,
             identity=identity,
             sender=self._sender,
             door=door,

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from agent.crypto.envelope import parse, sign, verify
+from agent.crypto.envelope import Unverified, parse, sign, verify
 from agent.crypto.identity import Identity, PublicIdentity
 from agent.errors import MalformedMessageError, NetworkError, ProtocolError
 from agent.events import Events
@@ -40,6 +40,7 @@ class Renewal:
         credentials: where it is.
         membership: of the device.
         hub: gives the hub's keys, which may change.
+        meet: follows the hub's card where the keys have changed; raises ProtocolError where it is not to be believed.
         identity: the device's keys.
         sender: says things to the hub over the device's link.
         door: makes a link to the listener for newcomers, not yet connected; None where there is none.
@@ -54,6 +55,7 @@ class Renewal:
         credentials: Credentials,
         membership: Membership,
         hub: Callable[[], PublicIdentity],
+        meet: Callable[[Unverified], None],
         identity: Identity,
         sender: Sender,
         door: Callable[[], Link] | None,
@@ -63,6 +65,7 @@ class Renewal:
     ) -> None:
         self._credentials = credentials
         self._hub = hub
+        self._meet = meet
         self._community = bytes.fromhex(membership.community)
         self._topics = Topics(membership.community)
         self._identity = identity
@@ -122,6 +125,7 @@ class Renewal:
         """Ask at the newcomers' listener, and wait there for the answer."""
         device = self._identity.id
         async with door:
+            await door.subscribe(self._topics.hub("card"))  # the hub may have changed its keys since
             await door.subscribe(self._topics.joined(DOOR, device))
             envelope = sign(
                 self._identity,
@@ -135,14 +139,17 @@ class Renewal:
             async for message in door.messages():
                 message.ack()
                 try:
-                    self._heard(message.payload)
+                    if self._is_answer(message.payload):
+                        return
                 except ProtocolError as error:
                     self._events.say("message-refused", f"a message was refused: {error}", code=error.code)
-                    continue
-                return
 
-    def _heard(self, payload: bytes) -> None:
+    def _is_answer(self, payload: bytes) -> bool:
         unverified = parse(payload)
-        if unverified.community != self._community or unverified.kind != "certificate":
-            raise MalformedMessageError("something else came than a certificate", advice="It was dropped.")
+        if unverified.community != self._community or unverified.kind not in {"card", "certificate"}:
+            raise MalformedMessageError("something else came than a card or certificate", advice="It was dropped.")
+        if unverified.kind == "card":
+            self._meet(unverified)
+            return False
         self.answered(Issued.decode(verify(unverified, self._hub()).body))
+        return True

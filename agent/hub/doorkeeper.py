@@ -8,7 +8,7 @@ signature was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.crypto.envelope import Envelope, Unverified, parse, verify
@@ -55,7 +55,6 @@ class Doorkeeper:
         windows: of the counters that each of them has used; the new ones are remembered here.
         allowances: what each may send.
         clock: Unix time in seconds.
-        kinds: what a hub knows.
         outside: gives the message of a device that was asked about and is no member, if it is one's.
     """
 
@@ -67,7 +66,6 @@ class Doorkeeper:
         windows: dict[str, ReplayWindow],
         allowances: Allowances,
         clock: Callable[[], float],
-        kinds: Container[str] = HEARD,
         outside: Callable[[Unverified], Former | None] = lambda _unverified: None,
     ) -> None:
         self._topics = topics
@@ -76,7 +74,6 @@ class Doorkeeper:
         self._windows = windows
         self._allowances = allowances
         self._clock = clock
-        self._kinds = kinds
         self._outside = outside
 
     def look(self, message: Message) -> Envelope | Request | Former:
@@ -95,16 +92,14 @@ class Doorkeeper:
             raise UnknownSenderError(
                 f"{unverified.sender[:10]} wrote on the topic of {str(topic.device)[:10]}", advice=_DROPPED
             )
-        if topic.room == "join" and topic.invite is not None:
-            asked = self._newcomer(unverified, topic.invite)
-            if unverified.kind != "renew":
-                return asked
+        if topic.room == "join" and topic.invite is not None and unverified.kind != "renew":
+            return self._newcomer(unverified, topic.invite)
         return self._member(unverified, topic, len(message.payload))
 
     def _newcomer(self, unverified: Unverified, invite: str) -> Request:
-        if unverified.kind not in {"join", "renew"}:
+        if unverified.kind != "join":
             raise _wrong_kind(unverified.kind, "join")
-        if not self._allowances.join(unverified.sender if unverified.kind == "renew" else invite):
+        if not self._allowances.join(invite):
             raise RateLimitedError(
                 f"too many requests to join come with invite {invite[:16]}", advice="Newcomers ask again by themselves."
             )
@@ -112,6 +107,8 @@ class Doorkeeper:
 
     def _member(self, unverified: Unverified, topic: ParsedTopic, size: int) -> Envelope | Former:
         device = unverified.sender
+        if topic.room == "join" and not self._allowances.join(device):  # by the newcomers' door anybody may write
+            raise _too_much(device)
         former = self._outside(unverified)
         if former is not None:
             if not self._allowances.take(device, unverified.kind, size):
@@ -130,7 +127,7 @@ class Doorkeeper:
         if not self._allowances.take(device, envelope.kind, size):
             raise _too_much(device)
         wanted = "renew" if topic.room == "join" else topic.kind  # whose certificate is over comes by the other door
-        if topic.room not in {"from", "join"} or envelope.kind != wanted or envelope.kind not in self._kinds:
+        if topic.room not in {"from", "join"} or envelope.kind != wanted or envelope.kind not in HEARD:
             raise _wrong_kind(envelope.kind, topic.kind or topic.room)
         ahead = envelope.time / 1000 - self._clock()
         if ahead > FUTURE_SECONDS:

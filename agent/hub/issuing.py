@@ -24,7 +24,7 @@ from agent.crypto.certificates import (
     public_id,
     read_request,
 )
-from agent.errors import MalformedMessageError, StateError
+from agent.errors import MalformedMessageError, StateError, WrongKindError
 from agent.federation.messages import Issued, JoinReply
 from agent.hub.store import HubConfig, HubStore
 from agent.paths import Home, explained_disk, write_atomically
@@ -166,11 +166,12 @@ def renewed(store: HubStore, device: str, request: bytes, *, now: float) -> Issu
     """Answer a member that asks for a new certificate.
 
     Raises:
-        MalformedMessageError: the request proves no key, or this community has no certificates.
+        MalformedMessageError: the request proves no key.
+        WrongKindError: this community has no certificates, any more perhaps.
     """
     config = store.config
     if not config.certificates:
-        raise MalformedMessageError("a certificate was asked for where none are used", advice="It was dropped.")
+        raise WrongKindError("a certificate was asked for where none are used", advice="It was dropped.")
     certificate = issue(store, device, request, now=now)
     authority = Certificate.decode(authority_of(store.home, config.community, now=now).pem())
     return Issued(certificate=certificate.der, authority=authority.der)

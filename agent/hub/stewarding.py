@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import getpass
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+from agent.errors import StateError
 from agent.federation.messages import Admission
+from agent.hub.conduct import Conduct
 from agent.hub.issuing import revoke
 from agent.hub.members import Decided, Decision
-from agent.hub.membership import conduct_of
-from agent.hub.store import HubConfig, hub_blobs, open_store
+from agent.hub.store import HubConfig, HubStore, hub_blobs, open_store
 from agent.paths import Home
 
 
@@ -43,6 +46,28 @@ def decide(home: Home, device: str, decision: Decision, *, reason: str = "") -> 
         for update in decided.dropped.waiting:
             hub_blobs(home).discard(update)
     return decided
+
+
+def pardon(home: Home, begins: str) -> str:
+    """Forget what is held against one device, whether the hub runs at this moment or not; give its id.
+
+    Args:
+        home: the hub's.
+        begins: the device's id, or enough of its beginning.
+
+    Raises:
+        StateError: no device begins so, or several do, or nothing is held against it.
+    """
+    with open_store(home) as store:
+        fitting = [row.device for row in store.devices() if begins and row.device.startswith(begins)]
+        if len(fitting) != 1:
+            what = "no device begins with" if not fitting else f"{len(fitting)} devices begin with"
+            raise StateError(f"{what} {begins!r}", advice="`bramble hub members` lists them.")
+        if not store.pardon(fitting[0], by=getpass.getuser()):
+            raise StateError(
+                f"nothing is held against {fitting[0][:10]}", advice="`bramble hub members` says what is, of whom."
+            )
+    return fitting[0]
 
 
 def set_admission(home: Home, admission: Admission) -> HubConfig:
@@ -87,7 +112,7 @@ def list_members(home: Home) -> dict[str, Any]:
     """Give how newcomers are let in, and every device that ever asked to be, with its conduct; who waits is first."""
     with open_store(home) as store:
         rows, admission = store.everybody(), store.config.admission
-        kept = conduct_of(store)
+        conduct = _conduct_of(store)
     order = ("pending", "member", "refused", "revoked", "left", "succeeded")
     rows.sort(key=lambda row: (order.index(row.standing), row.joined, row.device))
     return {
@@ -103,8 +128,26 @@ def list_members(home: Home) -> dict[str, Any]:
                 "changed": row.changed,
                 "reason": row.reason,
                 "successor": row.successor,
-                **kept(row.device),
+                **conduct(row.device),
             }
             for row in rows
         ],
     }
+
+
+def _conduct_of(store: HubStore) -> Callable[[str], dict[str, Any]]:
+    """Give what tells of a device what it handed in, and what is held against it, as of now."""
+    now, held = time.time(), store.conducts()
+    counted = Counter(row.device for row in store.updates())
+
+    def told(device: str) -> dict[str, Any]:
+        conduct = held.get(device, Conduct(device))
+        return {
+            "updates": counted[device],
+            "strikes": conduct.strikes,
+            "times_set_aside": conduct.times,
+            "set_aside_until": conduct.until if conduct.until > now else None,
+            "held_against": conduct.reason,
+        }
+
+    return told

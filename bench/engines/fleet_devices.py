@@ -25,8 +25,9 @@ from agent.data.sources import survey
 from agent.errors import BrambleError
 from agent.events import Events, Value
 from agent.federation.store import open_device_store
+from agent.joining import join_community
 from agent.paths import Home
-from agent.service import add_source, build_device, create_device, join_community, settings_of
+from agent.service import add_source, build_device, create_device, settings_of
 from engines.synthetic import synthetic_workers
 
 JOINING_AT_ONCE = 4

@@ -16,7 +16,7 @@ from agent.federation.sealing import wrap_update
 from agent.hub.conduct import STRIKES
 from agent.hub.inbox import MAX_OPEN_TRANSFERS, largest_update
 from agent.hub.limits import ASKS_AT_ONCE, DOWNLOAD_BURST_BYTES
-from agent.hub.membership import pardon_device
+from agent.hub.stewarding import pardon
 from agent.hub.store import HubStore
 from agent.llm.adapter import from_bytes
 from agent.paths import BlobStore
@@ -202,7 +202,7 @@ async def test_device_that_keeps_sending_bad_updates_is_set_aside_over_a_restart
         assert "until" in eve.receipts[-1].message
     async with world.hub() as store, world.member(tmp_path / "ada") as ada:
         assert list(store.set_aside(world.now)) == [eve.identity.id]
-        pardon_device(world.home, eve.identity.id[:12])
+        pardon(world.home, eve.identity.id[:12])
         assert (await world.heard.until("device-let-back"))["device"] == eve.identity.id
         await take_part(ada)
         assert (await world.heard.until("update-accepted"))["device"] == ada.identity.id

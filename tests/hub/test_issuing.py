@@ -11,7 +11,7 @@ from cryptography import x509
 
 from agent.crypto.authority import AUTHORITY_KEY_FILE
 from agent.crypto.certificates import CERTIFICATE_FILE, Certificate, TlsKey
-from agent.errors import MalformedMessageError
+from agent.errors import MalformedMessageError, WrongKindError
 from agent.events import Events
 from agent.federation.messages import JoinReply, Renew
 from agent.hub.broker_files import BrokerPlan, write_broker_files
@@ -114,9 +114,9 @@ def test_answer_to_a_newcomer_has_a_certificate_where_the_broker_wants_one_and_t
     assert JoinReply.decode(reply.encode()) == reply
 
 
-def test_where_no_certificates_are_used_nobody_gets_one(desk: Desk) -> None:
+def test_where_no_certificates_are_used_nobody_gets_one_and_asking_is_held_against_nobody(desk: Desk) -> None:
     desk.store.save_config(desk.store.config.model_copy(update={"certificates": False}))
-    with pytest.raises(MalformedMessageError):
+    with pytest.raises(WrongKindError):  # and not one of the errors that are strikes
         renewed(desk.store, desk.names[0], request(), now=NOW)
 
 

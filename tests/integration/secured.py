@@ -21,8 +21,9 @@ from agent.hub.broker_files import BrokerPlan, write_broker_files
 from agent.hub.process import build_hub
 from agent.hub.setup import make_invite
 from agent.hub.store import HubConfig, HubStore, open_store
+from agent.joining import join_community
 from agent.paths import Home
-from agent.service import build_device, create_device, join_community
+from agent.service import build_device, create_device
 from agent.settings import DeviceSettings
 from agent.transport.mqtt import MqttLink
 from agent.transport.tls import Tls

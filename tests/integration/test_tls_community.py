@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import signal
@@ -21,6 +22,7 @@ from agent.federation.invite import parse_invite
 from agent.hub.issuing import revoke
 from agent.hub.setup import make_invite
 from agent.hub.store import open_store
+from agent.keykeeping import rotate_hub
 from agent.transport.access import HUB_USER, allowed
 from agent.transport.tls import Tls
 from agent.transport.topics import Topics
@@ -123,6 +125,19 @@ async def test_device_whose_certificate_has_expired_or_is_for_its_earlier_keys_c
             await heard.until("certificate-renewed")
             await heard.until("device-ready")
         assert not heard.all("link")[0]["connected"]
+
+
+async def test_device_whose_hub_changed_its_keys_while_it_was_away_and_its_certificate_expired_comes_back(
+    community: Secured, tmp_path: Path
+) -> None:
+    async with community.hub():
+        home, _membership = await community.join(tmp_path / "ada")
+    replace_certificate(community, home, age=31 * DAYS, name="")
+    await asyncio.to_thread(rotate_hub, community.home)
+    async with community.hub(), community.device(home) as heard:
+        await heard.until("hub-succeeded")
+        await heard.until("certificate-renewed")
+        await heard.until("device-ready")
 
 
 # -- the broker refuses -----------------------------------------------------------------------------------------------
