@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -28,31 +29,42 @@ WANTS, VERDICTS, CHUNKS = 40, 800, 450
 """Messages of the flood: several times what a device may ask at once, and more chunks than fit into its burst."""
 
 
-async def flood(community: Community, broker: str, identity: Identity) -> None:
-    """Send what costs a hub most, all of it signed as it should be."""
-    topics = Topics(community.config.community)
-    with open_store(community.hub_home) as store:
-        release = store.current().manifest.sha256
-    counter = 10**6
+@dataclass
+class Eve:
+    """A member who signs as she should, whatever she says."""
 
-    async def say(link: MqttLink, kind: str, body: bytes) -> None:
-        nonlocal counter
-        counter += 1
+    community: str
+    broker: str
+    identity: Identity = field(default_factory=Identity.generate)
+    counter: int = 10**6
+
+    async def say(self, link: MqttLink, kind: str, body: bytes) -> None:
+        self.counter += 1
         envelope = sign(
-            identity, kind=kind, community=bytes.fromhex(topics.community), counter=counter, time=0, body=body
+            self.identity, kind=kind, community=bytes.fromhex(self.community), counter=self.counter, time=0, body=body
         )
-        await link.publish(topics.from_(identity.id, kind), envelope)
+        await link.publish(Topics(self.community).from_(self.identity.id, kind), envelope)
 
-    async with MqttLink(url=broker, client_id="eve", session_seconds=0) as link:
+    def link(self) -> MqttLink:
+        return MqttLink(url=self.broker, client_id="eve", session_seconds=0)
+
+
+async def flood(eve: Eve, release: str) -> None:
+    """Send what costs a hub most."""
+    async with eve.link() as link:
         about, want = secrets.token_bytes(16), Want(adapter=release, missing=[]).encode()
         verdict = Verdict(about=about, round=1, candidate="a" * 64, before=1, after=1, targets=9).encode()
         chunk = Chunk(transfer=about, index=0, data=bytes(CHUNK_BYTES)).encode()
         for kind, body, times in (("want", want, WANTS), ("verdict", verdict, VERDICTS), ("chunk", chunk, CHUNKS)):
             for start in range(0, times, 50):
                 count = min(50, times - start)
-                await asyncio.gather(*(say(link, kind, body) for _ in range(count)))
-        for _ in range(50):
-            await say(link, "offer", secrets.token_bytes(900))
+                await asyncio.gather(*(eve.say(link, kind, body) for _ in range(count)))
+
+
+async def talk_nonsense(eve: Eve) -> None:
+    """Send offers that are none; what she may ask is spent, and two a second flow in."""
+    async with eve.link() as link:
+        await asyncio.gather(*(eve.say(link, "offer", secrets.token_bytes(900)) for _ in range(10)))
 
 
 def refused(port: int) -> dict[str, float]:
@@ -80,22 +92,26 @@ def test_flood_of_an_enrolled_device_is_dropped_and_the_round_of_the_others_comp
         with hub_with_metrics(community, port) as hub:
             hub.wait_for("hub-ready")
             community.join_all()
-            eve = Identity.generate()
+            eve = Eve(community.config.community, broker.url)
             with open_store(community.hub_home) as store:
-                invite = community.invite(uses=1).invite.hex()
-                assert store.admit(eve.public, nickname="eve", invite=invite, now=0) == "admitted"
+                invite, release = community.invite(uses=1).invite.hex(), store.current().manifest.sha256
+                assert store.admit(eve.identity.public, nickname="eve", invite=invite, now=0) == "admitted"
         with hub_with_metrics(community, port) as hub:  # it knows her now
             hub.wait_for("hub-ready")
             before = psutil.Process(hub.process.pid).memory_info().rss
             with community.device("ada"):
-                asyncio.run(flood(community, broker.url, eve))
+                asyncio.run(flood(eve, release))
                 hub.wait_for("promoted", "rejected", within=450)  # a busy machine floods and trains at once
                 grown = psutil.Process(hub.process.pid).memory_info().rss - before
                 counts = refused(port)
+                for _ in range(200):
+                    if hub.all("device-set-aside"):
+                        break
+                    asyncio.run(talk_nonsense(eve))
                 told = hub.wait_for("device-set-aside")
         everybody = community.everybody()
         assert community.counted(1) == everybody
-    assert told["device"] == eve.id
+    assert told["device"] == eve.identity.id
     assert counts["rate"] > 100  # two a second flow in, and this machine may be busy
     assert counts["bad-signature"] == counts["unknown-sender"] == 0
     assert grown < 150 * 1024 * 1024
