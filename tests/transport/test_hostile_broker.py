@@ -26,9 +26,11 @@ async def closes_at_once(_reader: asyncio.StreamReader, _writer: asyncio.StreamW
 
 
 async def sends_junk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(os.urandom(5000))
+    junk = bytes([os.urandom(1)[0] & 0x0F, 100]) + os.urandom(5000)  # a packet of a type that there is not, and more
+    writer.write(junk)
     await writer.drain()
-    await reader.read(1000)
+    while await reader.read(1000):
+        pass
 
 
 async def announces_a_huge_packet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
