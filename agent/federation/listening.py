@@ -14,6 +14,8 @@ heard, and a broker that replays what that hub said before is not.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from agent.crypto.envelope import Envelope, Unverified, parse, verify
 from agent.crypto.identity import PublicIdentity
 from agent.crypto.replay import ReplayWindow
@@ -61,7 +63,7 @@ class Listening:
         self._device = device
         self.hub = hub
         self._windows = {kind: _window(store.fact(_key(kind))) for kind in TO_ONE}
-        self._unsaved = 0
+        self._unsaved: Counter[str] = Counter()  # messages of each kind since its window was written
 
     def card(self, message: Message) -> Unverified | None:
         """Give the hub's card, if that is what came: it may show other keys than those that are believed now.
@@ -108,12 +110,12 @@ class Listening:
         if window is None:
             return
         window.accept(envelope.counter)
-        self._unsaved += 1
-        if envelope.kind != "chunk" or self._unsaved >= CHUNKS_A_SAVE:
-            self._unsaved = 0
+        self._unsaved[envelope.kind] += 1
+        if envelope.kind != "chunk" or self._unsaved["chunk"] >= CHUNKS_A_SAVE:
             with self._store.transaction():
-                for kind, one in self._windows.items():
-                    self._store.put_fact(_key(kind), one.to_bytes())
+                for kind in self._unsaved:
+                    self._store.put_fact(_key(kind), self._windows[kind].to_bytes())
+            self._unsaved.clear()
 
 
 def _key(kind: str) -> str:
