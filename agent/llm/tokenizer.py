@@ -19,6 +19,7 @@ class Vocabulary:
 
     def __init__(self, *, model: Any) -> None:
         self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._by_pieces = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.bos_id: int | None = _optional(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos_id: int | None = _optional(llama_cpp.llama_vocab_eos(self._vocab))
@@ -51,8 +52,14 @@ class Vocabulary:
             size = -count
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Give the text of tokens; control tokens give nothing, broken characters the replacement character."""
+        """Give the text of tokens; control tokens give nothing, broken characters the replacement character.
+
+        llama.cpp leaves out spaces before punctuation where a vocabulary of byte pairs asks for that; a text is to come
+        back as it was, so such tokens are put together here. Other vocabularies may begin with a space of their own.
+        """
         ids: Sequence[int] = [int(token) for token in tokens]
+        if self._by_pieces:
+            return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
         array = (llama_cpp.llama_token * len(ids))(*ids)
         size = 8 * len(ids) + 64
         while True:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.errors import UnreadableModelError, UnsupportedModelError
@@ -20,6 +20,7 @@ def tokenizer(tiny_f32: Path) -> Iterator[LlamaTokenizer]:
 
 
 @given(text=PLAIN)
+@example(text=" ? ! . , 's  n't")
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back_from_its_tokens(tokenizer: LlamaTokenizer, text: str) -> None:
     tokens = tokenizer.encode(text)

@@ -166,7 +166,9 @@ def test_a_worker_killed_twenty_times_at_random_ends_with_the_same_adapter(
     rng = random.Random(seed)
     phases: Counter[str] = Counter()
     inside = 0
-    for _ in range(KILLS):
+    for kills in range(3 * KILLS):
+        if kills >= KILLS and inside:
+            break  # on a busy machine all of them may have hit other places so far
         worker = workshop.start(job.model_copy(update={"checkpoint_seconds": rng.choice([0.0, 0.0, 0.03])}))
         began = time.monotonic()
         phase = worker.event()
