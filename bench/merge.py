@@ -11,7 +11,7 @@ the messages that a server receives (`flwr-messages`, what `FedAvg.aggregate_fit
 Every measurement is a child process of its own, for its peak memory, on one thread; engines take turns. The first
 merge of a process warms up and is left out where there are others.
 
-    python bench/merge.py --json FILE [--quick] [--only PATTERN] [--rounds N]    (- for standard output)
+    python bench/merge.py --json FILE [--quick] [--only PATTERN ...] [--rounds N]    (- for standard output)
 
 JSON: `machine`, and `rows`, one an engine and number of updates: `engine` (`flwr`, `flwr-messages`,
 `bramble-RULE-COMPRESSION`, `bramble-RULE-COMPRESSION-ROBUST`), `updates`, medians of `updates_per_s` (wall clock) and
@@ -190,13 +190,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="-", help="file, or - for standard output")
     parser.add_argument("--quick", action="store_true", help="50 updates, once")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="engines, with * and ?")
+    parser.add_argument("--only", metavar="PATTERN", nargs="+", default=["*"], help="engines, with * and ?")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each engine (3)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bramble-bench-merge")
     options = parser.parse_args()
-    engines = [engine for engine in ENGINES if fnmatch.fnmatch(engine, options.only)]
+    engines = [engine for engine in ENGINES if any(fnmatch.fnmatch(engine, one) for one in options.only)]
     if not engines:
-        parser.error(f"no engine is like {options.only}; there are {', '.join(ENGINES)}")
+        parser.error(f"no engine is like {' or '.join(options.only)}; there are {', '.join(ENGINES)}")
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(work=options.work.resolve())
     if any(engine.startswith("flwr") for engine in engines):

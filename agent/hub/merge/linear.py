@@ -123,17 +123,26 @@ class LinearAccumulator:
         moments = dict(self._moments)
         modules = dict(self._community.modules)
         for factors, running in self._sums.items():
-            mean = running.total()
-            mean /= self._intake.total
-            step, moments[factors] = vector_step(self._outer, mean, moments[factors])
-            require_sane(float(step @ step), "the sum of the updates")
             places = self._intake.places[factors]
             after = places.row(self._community)
-            np.add(after, step, out=after, casting="same_kind")  # in float64, rounded once
+            moments[factors] = self._step(running, moments[factors], after)
             for name, side, view in places.views(after):
                 modules[name] = replace(modules[name], **{side: view})
         carry = carry_to_bytes(_KIND, _moments_to(moments, self._outer))
         return Merged(adapter=replace(self._community, modules=modules), carry=carry, report=report)
+
+    def _step(self, running: RunningSum, before: Moments, row: FloatArray) -> Moments:
+        """Take the optimiser's step along a sum, from a row of the community's numbers; give what it remembers."""
+        moments: list[Moments] = []
+        squares = 0.0
+        for columns, numbers in running.blocks():
+            step, after = vector_step(self._outer, numbers / self._intake.total, before.part(columns))
+            with np.errstate(over="ignore", invalid="ignore"):  # it is looked at below
+                squares += float(step @ step)
+                np.add(row[columns], step, out=row[columns], casting="same_kind")  # in float64, rounded once
+            moments.append(after)
+        require_sane(squares, "the sum of the updates")
+        return Moments.joined(moments)
 
     def _fold(self, row: WeightedRow, weight: float) -> None:
         """Add a row, after what came before it."""

@@ -28,6 +28,7 @@ State goes into the carry, and so belongs to a release: where a candidate is rej
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,17 @@ class Moments:
 
     first: Vector | None = None
     second: Vector | None = None
+
+    def part(self, columns: slice) -> Moments:
+        """Give what is remembered of a part of the vector."""
+        return Moments(*(None if whole is None else whole[columns] for whole in (self.first, self.second)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Put parts together that follow one another."""
+        firsts = [part.first for part in parts if part.first is not None]
+        seconds = [part.second for part in parts if part.second is not None]
+        return cls(*(np.concatenate(found) if found else None for found in (firsts, seconds)))
 
 
 def vector_step(outer: OuterOptimiser, gradient: Vector, before: Moments) -> tuple[Vector, Moments]:

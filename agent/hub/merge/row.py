@@ -24,6 +24,9 @@ Number = TypeVar("Number", bound=np.floating)
 FOLD = 64
 """Rows that are summed in float32 before the sum goes to float64."""
 
+BLOCK = 32 * 1024
+"""Numbers that are worked on at once at the end: a block of them in float64 stays in the cache."""
+
 
 class Places:
     """Where each factor lies in a row.
@@ -132,6 +135,13 @@ class RunningSum:
     def total(self) -> NDArray[np.float64]:
         """Give the sum of all rows; float64, not a copy."""
         return self._fold()
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Give the sum of all rows, a block after another: where it lies, and a copy of it in float64."""
+        whole = self._few if self._all is None else self._fold()
+        for begin in range(0, whole.size, BLOCK):
+            columns = slice(begin, min(begin + BLOCK, whole.size))
+            yield columns, whole[columns].astype(np.float64)
 
     def _fold(self) -> NDArray[np.float64]:
         if self._all is None:

@@ -208,7 +208,9 @@ def load_rule(name: str) -> MergeRule:
     Raises:
         MergeError: there is none, or it does not load.
     """
-    found = {entry.name: entry for entry in (*entry_points(group=ENTRY_POINTS), *_BUILT_IN)}
+    found = {entry.name: entry for entry in _BUILT_IN}
+    if name not in found:  # only then are packages asked: to read what is installed takes a while
+        found |= {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name not in found:
         known = ", ".join(sorted(found)) or "none"
         raise MergeError(
