@@ -25,7 +25,7 @@ async def test_fine_tuning_the_seedling_on_conversations_lowers_its_held_out_ans
         base=SEEDLING_PATH,
         window=256,
         batch_size=4,
-        steps=25,
+        steps=12,
         learning_rate=6e-3,
         threads=1,
         micro_batch=4,
@@ -35,8 +35,8 @@ async def test_fine_tuning_the_seedling_on_conversations_lowers_its_held_out_ans
     record = await train_alone(home, order, OutRoom(tmp_path / "out"), on_progress=lambda _stage, _progress: None)
     assert record.text["conversations"] == 1500
     assert 3000 > record.heldout.targets > 500, "only answers count"
-    assert record.heldout.adapter < record.heldout.base - 1.0
+    assert record.heldout.adapter < record.heldout.base - 0.7
     first, last = record.heldout_curve[0], record.heldout_curve[-1]
-    assert (first[0], last[0]) == (0, 25)
+    assert (first[0], last[0]) == (0, 12)
     assert first[1] == pytest.approx(record.heldout.base, abs=0.05), "the trainer sees what llama.cpp sees"
     assert last[1] == pytest.approx(record.heldout.adapter, abs=0.05)
