@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent.errors import SettingsError
+from agent.thresholds import GovernorSettings
 
 
 def printable(text: str) -> str:
@@ -42,6 +43,7 @@ class DeviceSettings(BaseModel):
         checkpoint_seconds: how much training a power cut may cost.
         personal_adapter: keep what this device learned beyond the community, for its owner alone.
         resend_seconds: how long to wait for the hub's receipt before asking again.
+        governor: when training pauses and what it may spend (`docs/governor.md`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,12 +59,13 @@ class DeviceSettings(BaseModel):
     checkpoint_seconds: Seconds = 30.0
     personal_adapter: bool = True
     resend_seconds: Seconds = 15.0
+    governor: GovernorSettings = GovernorSettings()
 
 
 def load_settings(
     path: Path, *, over: Mapping[str, object] | None = None, command_line: Mapping[str, object] | None = None
 ) -> DeviceSettings:
-    """Put the layers on top of one another.
+    """Put the layers on top of one another; a table such as `[governor]` value by value, not as a whole.
 
     Args:
         path: the owner's TOML file; absent is fine.
@@ -75,10 +78,10 @@ def load_settings(
     layers: dict[str, object] = dict(over or {})
     if path.is_file():
         try:
-            layers.update(tomllib.loads(path.read_text(encoding="utf-8")))
+            layers = _laid_over(layers, tomllib.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as cause:
             raise SettingsError(f"{path} is not valid TOML: {cause}", advice="Correct the line it names.") from cause
-    layers.update({key: value for key, value in (command_line or {}).items() if value is not None})
+    layers = _laid_over(layers, {key: value for key, value in (command_line or {}).items() if value is not None})
     try:
         return DeviceSettings.model_validate(layers)
     except ValidationError as cause:
@@ -89,6 +92,15 @@ def load_settings(
             f"the setting {name!r} in {path} (or on the command line) cannot be used: {first['msg']}",
             advice=f"Correct or remove it. Settings there are: {known}.",
         ) from cause
+
+
+def _laid_over(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+    """Give one layer over another; what both have as a table is laid over in the same way."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _laid_over(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 PROTOCOL_VARIABLE = "BRAMBLE_MQTT_PROTOCOL"
