@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("agent.cli.device:run", "Take part: train, send, judge, adopt. Runs until stopped."),
     "leave": ("agent.cli.leave:leave", "Leave the community, and if you like remove everything from here."),
     "status": ("agent.cli.device:status", "What this device is doing, and why."),
+    "governor": ("agent.cli.governor:governor", "When training may run here, and why not; replay of a recorded week."),
     "charter": ("agent.cli.charter:charter", "The community's rules: what you agreed to, and what has changed."),
     "chat": ("agent.cli.chat:chat", "Talk to the model on this device."),
     "serve": ("agent.cli.serve:serve", "Offer the models on this device to other programs (OpenAI's API)."),

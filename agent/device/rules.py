@@ -161,6 +161,9 @@ def spoken(seconds: float) -> str:
     whole = int(seconds) + (seconds > int(seconds))
     if whole < 120:
         return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{-(-whole // 60)} min" if whole < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 

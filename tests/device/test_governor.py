@@ -62,7 +62,7 @@ BAD = {
     "pressure": ({"memory_pressure_percent": 30}, "programs wait for memory 30 % of the time; training resumes at 2 %"),
     "memory": ({"memory_available_percent": 5}, "5 % of the memory is left; training resumes with 20 % left"),
     "busy": ({"others_cpu_percent": 70}, "other programs use 70 % of the processor; training resumes at 25 %"),
-    "owner": ({"idle_seconds": 1}, "you are using this machine; training resumes 4 min after your last input"),
+    "owner": ({"idle_seconds": 1}, "you are using this machine; training resumes 3 min 10 s after your last input"),
 }
 
 

@@ -74,9 +74,9 @@ class TerminalSensor(Plain):
         return Measured({"idle_seconds": now - self._input})
 
     def _list(self) -> list[str]:
-        """Give the terminals' files; a serial line is no person."""
+        """Give the terminals' files: the consoles of the keys F1 to F12, and windows. A serial line is no person."""
         found = []
-        for folder, pattern in ((self._folder, r"tty\d+"), (self._folder / "pts", r"\d+")):
+        for folder, pattern in ((self._folder, r"tty([1-9]|1[0-2])"), (self._folder / "pts", r"\d+")):
             try:
                 names = os.listdir(folder)  # noqa: PTH208 (names are all that is needed)
             except OSError:

@@ -119,6 +119,12 @@ class Watch:
                 zone = asked.said.zone if name == "temperature_c" else zone
         return of_values(values, absent=absent - set(values), zone=zone)
 
+    def refreshed(self) -> Readings:
+        """Ask all sensors but those that failed, due or not, and give what they say."""
+        for asked in self._asked:
+            asked.again = asked.again if asked.failed else 0.0
+        return self.read()
+
     @property
     def reports(self) -> tuple[Report, ...]:
         """What each sensor said last."""
