@@ -1,4 +1,4 @@
-"""What the governor and its sensors cost, asked once a second as a daemon asks them. It has no peer: others decide inside.
+"""What the governor and its sensors cost, asked once a second as a daemon asks them. There is no peer to ask alike.
 
     python bench/governor.py --json FILE [--seconds 60]    (- for standard output)
 

@@ -72,7 +72,7 @@ def record(file: Path, home: Home, every: float, length: float) -> None:
     with _watch(home, _settings(home)) as watch, file.open("a", encoding="utf-8") as lines:
         end = time.monotonic() + length
         while True:
-            now = datetime.now().astimezone().replace(microsecond=0)
+            now = datetime.now().astimezone()
             lines.write(Recorded(at=now, readings=watch.read()).to_line() + "\n")
             lines.flush()
             if time.monotonic() + every > end:

@@ -105,7 +105,7 @@ def replay(recording: Iterable[Recorded], settings: GovernorSettings) -> Replaye
     """Replay a recording.
 
     Raises:
-        SettingsError: it is empty.
+        SettingsError: it is empty, or no time passes in it.
     """
     tape = _Tape(Governor(settings))
     for recorded in recording:
@@ -136,8 +136,11 @@ class _Tape:
         """Give all of it."""
         if self._last is None:
             raise SettingsError("the recording is empty", advice="Make one with bramble governor record FILE.")
+        stretches = tuple(item for item in self._stretches if item.seconds > 0)
+        if not stretches:
+            raise SettingsError("the recording holds a single moment", advice="Let it grow: a line a minute will do.")
         unknown = {name: seconds / self._awake for name, seconds in self._unknown.items()} if self._awake else {}
-        return Replayed(tuple(item for item in self._stretches if item.seconds > 0), unknown)
+        return Replayed(stretches, unknown)
 
     def _live(self, last: Recorded, gap: float) -> None:
         if gap > OFF_SECONDS:

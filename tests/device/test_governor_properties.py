@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -127,16 +128,21 @@ def test_no_rule_lets_go_before_its_minimum_time_whatever_the_readings(
     for code in asked[0].holds:
         took_hold: float | None = None
         well_since: float | None = None
+        last_closed = -math.inf  # hours may close and open between two looks, so that they held before it was seen
         for now in asked:
-            well = code == "hours" or is_well(table, code, now.readings)
+            well = is_open(table, now.wall) if code == "hours" else is_well(table, code, now.readings)
             well_since = now.seconds if well and well_since is None else well_since
             if now.holds[code] and took_hold is None:
                 took_hold = now.seconds
+            elif not now.holds[code] and took_hold is not None and code == "hours":
+                assert now.seconds - last_closed >= resume_after(table, code)
+                took_hold = None
             elif not now.holds[code] and took_hold is not None:
                 assert well_since is not None
                 assert now.seconds - took_hold >= resume_after(table, code)
-                assert code == "hours" or now.seconds - well_since >= resume_after(table, code)
+                assert now.seconds - well_since >= resume_after(table, code)
                 took_hold = None
+            last_closed = now.seconds if code == "hours" and not well else last_closed
             well_since = well_since if well else None
 
 
@@ -148,6 +154,8 @@ def test_a_pause_lasts_at_least_the_shortest_minimum_time_of_what_began_it(
     for at, (before, now) in enumerate(pairwise(asked), start=1):
         if before.decision.action is not Action.RUN or now.decision.action is Action.RUN:
             continue
+        if "hours" in now.holds and now.holds["hours"] and is_open(table, now.wall):
+            continue  # they closed and opened between two looks: the pause began before it was seen
         end = next((later.seconds for later in asked[at:] if later.decision.action is Action.RUN), None)
         shortest = min(resume_after(table, r.code) for r in now.decision.reasons if r.effect != "transfers")
         assert end is None or end - now.seconds >= shortest
@@ -159,6 +167,11 @@ def is_bad(table: GovernorSettings, code: str, readings: Readings) -> bool:
         return getattr(readings, SWITCHES[code]) is True
     value, stop = getattr(readings, LEVELS[code]), getattr(table, code).stop
     return value is not None and (value >= stop if code in RISING else value <= stop)
+
+
+def is_open(table: GovernorSettings, wall: datetime) -> bool:
+    """Say whether a moment is within the hours."""
+    return bool(table.hours.week.minutes[wall.weekday() * 1440 + wall.hour * 60 + wall.minute])
 
 
 def is_well(table: GovernorSettings, code: str, readings: Readings) -> bool:
@@ -183,8 +196,7 @@ def test_training_never_runs_in_a_forbidden_state(table: GovernorSettings, week:
             if rule.enabled and now.seconds - since >= grace:
                 allowed = now.decision.transfers if code == "metered" else now.decision.action is Action.RUN
                 assert not allowed, code
-        minute = now.wall.weekday() * 1440 + now.wall.hour * 60 + now.wall.minute
-        assert table.hours.week.minutes[minute] or now.decision.action is not Action.RUN
+        assert is_open(table, now.wall) or now.decision.action is not Action.RUN
 
 
 @given(table=governors(), week=weeks(), strange=st.lists(st.floats(-9000, 9000), min_size=25, max_size=25))
@@ -196,10 +208,11 @@ def test_training_never_runs_outside_hours_nor_shortens_a_minimum_time_however_t
         seconds += passed
         wall = MONDAY + timedelta(seconds=seconds + jump)
         decision = governor.update(readings, monotonic=seconds, wall=wall)
-        minute = wall.weekday() * 1440 + wall.hour * 60 + wall.minute
-        assert table.hours.week.minutes[minute] or decision.action is not Action.RUN
+        assert is_open(table, wall) or decision.action is not Action.RUN
         for state in governor.states:
-            if state.holds:
+            if state.code == "hours" and state.holds:  # they may have closed and opened again between two looks
+                took_hold |= {} if is_open(table, wall) else {"hours": seconds}
+            elif state.holds:
                 took_hold.setdefault(state.code, seconds)
             elif state.code in took_hold:
                 assert seconds - took_hold.pop(state.code) >= resume_after(table, state.code)

@@ -56,6 +56,8 @@ def test_readings_that_were_missing_are_counted() -> None:
 def test_an_empty_recording_is_refused() -> None:
     with pytest.raises(SettingsError, match="empty"):
         replay([], GovernorSettings())
+    with pytest.raises(SettingsError, match="single moment"):
+        replay(recording((0, WELL), (0, WELL)), GovernorSettings())
 
 
 values = {
