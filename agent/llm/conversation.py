@@ -51,6 +51,9 @@ class Conversation:
         temperature: 0 for the likeliest token always.
         seed: of the sampler; none for another each time.
         threads: to compute on; none for all.
+        context: tokens that are held; never more than the base was trained to read.
+        batch: tokens that one pass of the model takes.
+        gpu_layers: layers on a graphics processor, where llama.cpp was built for one.
 
     Attributes:
         stats: how the latest answer went; None before the first.
@@ -65,19 +68,29 @@ class Conversation:
         temperature: float = 0.7,
         seed: int | None = None,
         threads: int | None = None,
+        context: int = MAX_CONTEXT,
+        batch: int = 512,
+        gpu_layers: int = 0,
     ) -> None:
         self._base = base
         self._paths = adapters
         self._max_tokens = max_tokens
         self._sampling = Sampling(temperature=temperature, seed=seed if seed is not None else secrets.randbits(32))
         self._threads = threads
+        self._context, self._batch, self._gpu_layers = context, batch, gpu_layers
         self._messages: list[ChatMessage] = []
         self._handles: dict[Path, AdapterHandle] = {}
         self.stats: AnswerStats | None = None
 
     def __enter__(self) -> Self:
-        context = min(open_gguf(self._base).config.context_length, MAX_CONTEXT)
-        self._runtime = Runtime(base_path=self._base, n_ctx=context, n_threads=self._threads, scoring=False).__enter__()
+        self._runtime = Runtime(
+            base_path=self._base,
+            n_ctx=min(open_gguf(self._base).config.context_length, self._context),
+            n_threads=self._threads,
+            n_batch=self._batch,
+            gpu_layers=self._gpu_layers,
+            scoring=False,
+        ).__enter__()
         try:
             for path in {path for paths in self._paths.values() for path in paths}:
                 self._handles[path] = self._runtime.load_adapter(path)

@@ -39,8 +39,13 @@ def complaints() -> str:
     return text or "no reason given"
 
 
-def load_model(path: Path, *, vocab_only: bool = False) -> Any:
-    """Load a model, mapped and on the CPU; with ``vocab_only`` just its tokenizer. Give its ``llama_model_p``.
+def load_model(path: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> Any:
+    """Load a model, mapped; with ``vocab_only`` just its tokenizer. Give its ``llama_model_p``.
+
+    Args:
+        path: the GGUF.
+        vocab_only: load its tokenizer alone.
+        gpu_layers: so many of its layers go to a graphics processor, where llama.cpp was built for one.
 
     Raises:
         UnreadableModelError: there is no such file.
@@ -50,7 +55,7 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Any:
     if not path.is_file():
         raise UnreadableModelError(f"there is no model file {path}", advice="Check the path.")
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
+    params.n_gpu_layers = gpu_layers
     params.vocab_only = vocab_only
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
     params.use_extra_bufts = False  # repacked copies would be private memory, where mapped weights are shared
@@ -59,6 +64,7 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Any:
     if not model:
         raise UnsupportedModelError(
             f"llama.cpp cannot load {path}: {complaints()}",
-            advice="Check that the file is a whole GGUF language model; fetch it again if in doubt.",
+            advice="Check that the file is a whole GGUF language model; fetch it again if in doubt."
+            + (" If the graphics processor lacks memory: --gpu-layers with fewer, or 0." if gpu_layers else ""),
         )
     return model

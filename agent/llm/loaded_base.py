@@ -35,19 +35,21 @@ class LoadedBase:
 
     Args:
         path: the GGUF.
+        gpu_layers: layers to put on a graphics processor, where llama.cpp was built for one.
 
     Raises (on entering):
         UnreadableModelError, UnsupportedModelError: llama.cpp cannot load it.
     """
 
-    def __init__(self, *, path: Path) -> None:
+    def __init__(self, *, path: Path, gpu_layers: int = 0) -> None:
         self.path = path
+        self._gpu_layers = gpu_layers
         self._model: Any = None
         self._vocabulary: Vocabulary | None = None
         self._adapters: list[AdapterHandle] = []
 
     def __enter__(self) -> Self:
-        self._model = llama_library.load_model(self.path)
+        self._model = llama_library.load_model(self.path, gpu_layers=self._gpu_layers)
         self._vocabulary = Vocabulary(model=self._model)
         return self
 

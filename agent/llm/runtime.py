@@ -63,6 +63,7 @@ class Runtime:
         n_ctx: most tokens of a prompt and its answer, or of a window.
         n_threads: threads to compute on; None for every core this process may use.
         n_batch: most tokens that one pass of the model takes.
+        gpu_layers: layers on a graphics processor, of a base of its own; one that is shared has its own number.
         scoring: whether :meth:`losses` is wanted, which takes memory for the logits of a whole batch.
 
     Raises (on entering):
@@ -77,12 +78,13 @@ class Runtime:
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_batch: int = 512,
+        gpu_layers: int = 0,
         scoring: bool = True,
     ) -> None:
         self.base_path = base_path
         self.n_ctx = n_ctx
         self.n_threads = n_threads or len(_usable_cores())
-        self._base = base or LoadedBase(path=base_path)
+        self._base = base or LoadedBase(path=base_path, gpu_layers=gpu_layers)
         self._owns_base = base is None
         self._n_batch = min(n_batch, n_ctx)
         self._scoring = scoring

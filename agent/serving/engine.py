@@ -106,6 +106,8 @@ class Engine:
         slots: how many answers are computed at once.
         waiting: how many more may wait for a slot.
         threads: to compute on; None for every core.
+        batch: tokens that one pass of the model takes.
+        gpu_layers: layers on a graphics processor, where llama.cpp was built for one.
 
     Raises (on entering):
         ModelError: the base cannot be loaded.
@@ -119,12 +121,15 @@ class Engine:
         slots: int = 2,
         waiting: int = 16,
         threads: int | None = None,
+        batch: int = 512,
+        gpu_layers: int = 0,
     ) -> None:
         self._path = base
+        self._batch = batch
         self._n_ctx = n_ctx
         self._waiting_most = waiting
         self._threads = threads
-        self._base = LoadedBase(path=base)
+        self._base = LoadedBase(path=base, gpu_layers=gpu_layers)
         self._slots_wanted = slots
         self._slots: list[_Slot] = []
         self._waiting: deque[Job] = deque()
@@ -143,7 +148,12 @@ class Engine:
             opening.enter_context(self._base)
             for _ in range(self._slots_wanted):
                 context = Runtime(
-                    base_path=self._path, base=self._base, n_ctx=length, n_threads=self._threads, scoring=False
+                    base_path=self._path,
+                    base=self._base,
+                    n_ctx=length,
+                    n_threads=self._threads,
+                    n_batch=self._batch,
+                    scoring=False,
                 )
                 self._slots.append(_Slot(opening.enter_context(context)))
             self._open = opening.pop_all()

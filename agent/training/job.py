@@ -267,9 +267,11 @@ class PlanJob(_JobBase):
         steps: optimiser steps; None where ``epochs`` says it.
         epochs: how often every window is seen; ignored where ``steps`` is given.
         memory_mb: what the worker may take at most, in MiB; None for what is free now.
+        max_memory_mb: no more than this of what is free, where ``memory_mb`` is None.
         disk_mb: what a trunk cache may take at most, in MiB.
         compute: arithmetic of the frozen layers.
         micro_batch: windows a pass.
+        max_micro_batch: no more than this, where ``micro_batch`` is None.
         checkpointing: keep only the input of each layer for the backward pass.
         trunk_cache: keep the hidden states below the changed layers on disk.
         evaluate_every: steps between looks at the held-out windows.
@@ -286,9 +288,11 @@ class PlanJob(_JobBase):
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     memory_mb: int | None = Field(default=None, ge=1)
+    max_memory_mb: int | None = Field(default=None, ge=1)
     disk_mb: int = Field(default=4096, ge=0)
     compute: Compute = "auto"
     micro_batch: int | None = Field(default=None, ge=1)
+    max_micro_batch: int | None = Field(default=None, ge=1)
     checkpointing: bool | None = None
     trunk_cache: bool | None = None
     evaluate_every: int = Field(default=50, ge=1)

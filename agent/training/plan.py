@@ -109,7 +109,10 @@ class _Planner:
         self.steps = job.steps or max(1, math.ceil(job.epochs * len(windows) / job.batch_size))
         self.seen = min(len(windows), self.steps * job.batch_size)
         self.counted = windows.counted / len(windows)
-        self.memory_mb = float(job.memory_mb) if job.memory_mb is not None else _SPARE * available_mb() + process / MIB
+        free = _SPARE * available_mb() + process / MIB
+        most = free if job.max_memory_mb is None else min(free, job.max_memory_mb)
+        self.memory_mb = most if job.memory_mb is None else float(job.memory_mb)
+        self.most_windows = min(job.batch_size, job.max_micro_batch or job.batch_size)
         self.disk_mb = min(job.disk_mb, free_disk_mb(job.windows_path.parent))
 
     def result(self, start_seconds: float) -> PlanResult:
@@ -151,7 +154,7 @@ class _Planner:
     def _choices(self) -> Iterator[Choice]:
         """Give every way that the job leaves open."""
         job = self.job
-        halves = [max(1, job.batch_size >> power) for power in range(job.batch_size.bit_length())]
+        halves = [max(1, self.most_windows >> power) for power in range(self.most_windows.bit_length())]
         micros = [min(job.micro_batch, job.batch_size)] if job.micro_batch else sorted(set(halves), reverse=True)
         checkpoints = [False, True] if job.checkpointing is None else [job.checkpointing]
         caches = [False, True] if job.trunk_cache is None else [job.trunk_cache]
@@ -233,17 +236,17 @@ class _Planner:
             yield f"{taken}: products in bfloat16 take 1/{ratio:.1f} of the time of float32 here."
         else:
             yield f"{job.compute}: asked for."
-        if best.micro_batch < job.batch_size and not job.micro_batch:
-            whole = next(
-                c for c in choices if c.micro_batch == job.batch_size and c.checkpointing == best.checkpointing
-            )
+        most = self.most_windows
+        some, whole_step = f"{best.micro_batch} of {job.batch_size} windows at a time", most == job.batch_size
+        as_many = "all at once" if whole_step else f"{most} at once"
+        if best.micro_batch < most and not job.micro_batch:
+            whole = next(c for c in choices if c.micro_batch == most and c.checkpointing == best.checkpointing)
             if whole.peak_mb * MARGIN > self.memory_mb:
-                yield (
-                    f"{best.micro_batch} of the {job.batch_size} windows of a step at a time: all at once would take "
-                    f"{whole.peak_mb:,.0f} MiB of the {self.memory_mb:,.0f}."
-                )
+                yield f"{some}: {as_many} would take {whole.peak_mb:,.0f} MiB of the {self.memory_mb:,.0f}."
             else:
-                yield f"{best.micro_batch} of {job.batch_size} windows at a time: as fast as all at once, and smaller."
+                yield f"{some}: as fast as {as_many}, and smaller."
+        elif not whole_step and not job.micro_batch:
+            yield f"{some}: no pass may take more on this machine."
         elif not job.micro_batch:
             yield f"all {job.batch_size} windows of a step in one pass: it fits, and unpacks every weight least often."
         yield from self._why_checkpointing(best, choices)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import pytest
 
 from agent.llm.adapter_gguf import write_gguf_adapter
@@ -77,3 +79,21 @@ def test_oldest_turns_go_when_the_context_is_full(talk: Conversation) -> None:
     kept = said(talk)
     assert kept[-2] == ("user", f"4 {LONG}")
     assert ("user", f"0 {LONG}") not in kept
+
+
+def test_context_batch_and_layers_on_a_graphics_processor_are_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    load = llama_cpp.llama_model_load_from_file
+
+    def noted(path: bytes, params: Any) -> Any:
+        asked.append(params.n_gpu_layers)
+        return load(path, params)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", noted)
+    limits = {"context": 200, "batch": 32, "gpu_layers": 7}
+    with Conversation(base=SEEDLING_PATH, adapters={"base": []}, max_tokens=4, threads=1, **limits) as talk:
+        assert list(talk.answer(LONG)) or talk.stats
+        assert (talk._runtime.n_ctx, talk._runtime._n_batch) == (200, 32)
+    with Conversation(base=SEEDLING_PATH, adapters={"base": []}, threads=1, context=1 << 20) as talk:
+        assert talk._runtime.n_ctx == 512  # what the base was trained to read
+    assert asked == [7, 0]

@@ -216,3 +216,9 @@ def test_engine_goes_round_more_adapters_than_it_keeps(tiny_q8: Path, files: lis
         assert [ask(engine, 0, file)[0] for file in files] == first
         assert len(set(first)) > 1
         assert len(engine._loaded) == 1
+
+
+def test_passes_and_layers_are_as_asked(tiny_q8: Path) -> None:
+    with Engine(base=tiny_q8, n_ctx=64, slots=1, threads=1, batch=32, gpu_layers=7) as engine:
+        (slot,) = engine._slots
+        assert (slot.context._n_batch, slot.context.n_ctx, engine._base._gpu_layers) == (32, 64, 7)

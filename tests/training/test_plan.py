@@ -91,6 +91,19 @@ def test_what_is_asked_for_is_kept(planned: Callable[..., PlanResult]) -> None:
     assert (found.micro_batch, found.accumulation, found.checkpointing, found.compute) == (3, 3, True, "bfloat16")
 
 
+def test_no_pass_takes_more_windows_than_may_be(planned: Callable[..., PlanResult]) -> None:
+    free = planned(max_micro_batch=2)
+    assert (free.micro_batch <= 2, planned(max_micro_batch=1).micro_batch) == (True, 1)
+    assert planned(max_micro_batch=99).micro_batch <= 8
+    assert any("no pass may take more on this machine" in reason for reason in planned(max_micro_batch=1).reasons)
+
+
+def test_what_is_free_is_planned_with_up_to_a_limit(planned: Callable[..., PlanResult]) -> None:
+    assert planned(max_memory_mb=700).memory_mb == 700
+    assert planned(max_memory_mb=1 << 30).memory_mb < 1 << 30
+    assert planned(max_memory_mb=700, memory_mb=900).memory_mb == 900
+
+
 def test_a_plan_is_refused_for_what_cannot_be_trained(planned: Callable[..., PlanResult], tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="fc1"):
         planned(target_modules=("fc1",))
