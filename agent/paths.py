@@ -73,6 +73,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def profiles(self) -> Path:
+        """The owner's own profiles of machines, TOML; made by whoever puts one there."""
+        return self.root / "profiles"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that runs on this directory."""
         return self.root / "lock"

@@ -14,8 +14,7 @@ from agent.crypto import keyfile
 from agent.crypto.identity import Identity
 from agent.data.consent import ConsentBook
 from agent.data.documents import Survey
-from agent.device.hardware import detect
-from agent.device.profile import load_profiles, recognise
+from agent.device.machine import this_machine
 from agent.errors import (
     AlreadyInitialisedError,
     BaseMismatchError,
@@ -85,11 +84,12 @@ def create_device(home: Home, *, nickname: str = "") -> NewDevice:
             advice="Use it, or choose another directory with --home. Nothing was changed.",
         )
     home.create()
-    recognised = recognise(detect(), load_profiles())
-    threads = recognised.profile.training.threads_for(detect())
+    machine = this_machine(home)
+    profile, threads = machine.profile, machine.budget.threads
     lines = [
-        "# Settings of this device's owner. `threads` is how many cores training may use.",
-        f"threads = {threads}",
+        "# Settings of this device's owner. What is not here is as the machine's profile says: bramble device show",
+        f"# threads = {threads}    # cores that training may use",
+        f"# memory_mb = {machine.budget.memory_mb}    # memory that it may take, MiB",
         f'nickname = "{_toml(nickname)}"',
     ]
     write_atomically(home.settings, ("\n".join(lines) + "\n").encode())
@@ -99,9 +99,9 @@ def create_device(home: Home, *, nickname: str = "") -> NewDevice:
     return NewDevice(
         device=identity.id,
         short_id=identity.short_id,
-        profile=recognised.profile.name,
-        profile_title=recognised.profile.title,
-        reasons=recognised.reasons,
+        profile=profile.name,
+        profile_title=profile.title,
+        reasons=machine.recognised.reasons,
         threads=threads,
     )
 
@@ -132,8 +132,12 @@ def find_base(charter: Charter, path: Path | None) -> Path:
 
 
 def settings_of(home: Home, **command_line: object) -> DeviceSettings:
-    """Give a device's settings with the command line on top."""
-    return load_settings(home.settings, command_line=command_line)
+    """Give a device's settings with the command line on top, and what its machine's profile says about rounds beneath.
+
+    Raises:
+        SettingsError: a profile or a setting cannot be used.
+    """
+    return load_settings(home.settings, over=this_machine(home).round_settings(), command_line=command_line)
 
 
 def device_link(store: DeviceStore, identity: Identity, *, patient: bool) -> MqttLink:

@@ -34,9 +34,11 @@ class DeviceSettings(BaseModel):
     Attributes:
         nickname: what the hub's operator sees beside the device's id.
         threads: cores that training and judging may use.
-        rank: LoRA rank trained here; none for the community's.
+        rank: LoRA rank trained here; none for the community's, as far as the profile lets it.
         compute: arithmetic of training; ``auto`` measures once.
-        memory_mb: memory that training may take, MiB; none for no limit in rounds, and what is free in trainings alone.
+        memory_mb: memory that training may take, MiB; none for the profile's share of the machine's, of which trainings
+            alone take no more than is free.
+        micro_batch: windows that one pass of a training takes at most; none for what the profile says.
         holdout_fraction: share of the text that is never trained on, and that candidates are judged by.
         filter_secrets: take keys, passwords and personal data out of the text before it is learned.
         max_heldout_windows: windows of held-out text that a candidate is judged on.
@@ -53,6 +55,7 @@ class DeviceSettings(BaseModel):
     rank: int | None = Field(default=None, ge=1, le=256)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     memory_mb: int | None = Field(default=None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1, le=256)
     holdout_fraction: float = Field(default=0.1, gt=0, le=0.5)
     filter_secrets: bool = True
     max_heldout_windows: int = Field(default=32, ge=1)

@@ -30,12 +30,13 @@ class Hardware:
         system: ``linux``, ``darwin``, ``windows``, or what Python calls it.
         machine: ``x86_64``, ``aarch64``, or what the system calls it.
         cpu_model: the processor's name, or nothing.
-        physical_cores: cores.
+        physical_cores: cores; on Apple silicon the performance cores alone, which is what pays (hw.perflevel0).
         logical_cores: hardware threads.
         usable_cores: hardware threads that this process may use: fewer in a container or under an affinity mask.
         features: instruction sets that matter for matrix products, in Linux's names.
         memory_bytes: memory that this process may use: less than the machine's in a container.
         board: the device tree's model, or nothing.
+        compatible: what the device tree says that the machine is compatible with, the most specific first.
         vendor: the machine's maker, or nothing.
         product: the machine's name, or nothing.
         chassis: ``desktop``, ``laptop``, ``server``, ``tablet``, ``embedded`` or ``unknown``.
@@ -52,6 +53,7 @@ class Hardware:
     features: frozenset[str] = frozenset()
     memory_bytes: int = 0
     board: str = ""
+    compatible: tuple[str, ...] = ()
     vendor: str = ""
     product: str = ""
     chassis: str = "unknown"
@@ -65,7 +67,8 @@ class Hardware:
 
     def to_dict(self) -> dict[str, object]:
         """Give it as plain values, for ``--json``."""
-        return {**asdict(self), "features": sorted(self.features), "gpus": list(self.gpus)}
+        lists = {"features": sorted(self.features), "gpus": list(self.gpus), "compatible": list(self.compatible)}
+        return {**asdict(self), **lists}
 
 
 def detect(*, root: Path = Path("/")) -> Hardware:
@@ -104,6 +107,7 @@ def on_linux(found: Hardware, root: Path) -> Hardware:
             features=linux.cpu_features(root) & _NOTABLE,
             memory_bytes=min(found.memory_bytes, limit or found.memory_bytes),
             board=linux.board(root),
+            compatible=linux.compatible(root),
             vendor=linux.dmi(root, "sys_vendor"),
             product=linux.dmi(root, "product_name"),
             chassis=linux.chassis(root),
@@ -120,8 +124,10 @@ def _on_mac(found: Hardware) -> Hardware:
     features = {flag for key, flag in named.items() if _sysctl(key) == "1"}
     if found.machine == "aarch64":
         features.add("asimd")
+    fast = _sysctl("hw.perflevel0.physicalcpu")
     return replace(
         found,
+        physical_cores=int(fast) if fast.isdecimal() and int(fast) else found.physical_cores,
         cpu_model=_sysctl("machdep.cpu.brand_string") or found.cpu_model,
         features=frozenset(features),
         vendor="Apple",

@@ -40,12 +40,15 @@ _FILE_LIMIT = 256 * 1024
 
 def read_text(root: Path, name: str) -> str:
     """Give a file's text without the zero byte that ends device-tree strings, or nothing."""
+    return _read(root, name).replace(b"\0", b"").decode("utf-8", "replace").strip()
+
+
+def _read(root: Path, name: str) -> bytes:
     try:
         with (root / name).open("rb") as file:
-            data = file.read(_FILE_LIMIT)
+            return file.read(_FILE_LIMIT)
     except OSError:
-        return ""
-    return data.replace(b"\0", b"").decode("utf-8", "replace").strip()
+        return b""
 
 
 def cpu_model(root: Path) -> str:
@@ -80,6 +83,15 @@ def board(root: Path) -> str:
     """Give the device tree's model, such as ``Raspberry Pi 5 Model B Rev 1.0``."""
     places = ("proc/device-tree/model", "sys/firmware/devicetree/base/model")
     return next((text for text in (read_text(root, place) for place in places) if text), "")
+
+
+def compatible(root: Path) -> tuple[str, ...]:
+    """Give the device tree's ``compatible`` strings, the most specific first (Devicetree Specification 0.4, 2.3.1)."""
+    for place in ("proc/device-tree/compatible", "sys/firmware/devicetree/base/compatible"):
+        found = tuple(part for part in _read(root, place).decode("utf-8", "replace").split("\0") if part.strip())
+        if found:
+            return found
+    return ()
 
 
 def dmi(root: Path, field: str) -> str:

@@ -1,27 +1,30 @@
-"""Profiles: what each kind of machine should spend on training, and how it is recognised.
+"""What a profile may say: how a kind of machine is recognised, and what suits it. The schema of `firmware_profiles/`.
 
-A profile is a TOML file in ``firmware_profiles/``, checked by the schema below. Every rule that it names must hold for
-it to fit; of those that fit, the one with the most telling rules wins. Owners and communities add folders of their own,
-whose profiles take the place of built-in ones of the same name.
+Files are read in :mod:`agent.device.profile_files`; which one fits a machine is decided in
+:mod:`agent.device.recognition`. Every number has its reason beside it in the files, and its source in docs/devices.md.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent.device.hardware import Hardware
-from agent.errors import SettingsError
+from agent.settings import printable
+from agent.thresholds import GovernorSettings
 
 GENERIC = "generic"
-_PACKAGED = Path(__file__).parent / "firmware_profiles"
-_CHECKOUT = Path(__file__).parents[2] / "firmware_profiles"
-_WEIGHTS = {"board": 16, "product": 8, "cpu_model": 8, "vendor": 4, "chassis": 2, "features": 2}
+ALL_LAYERS = 1 << 16
+"""More layers than any model has."""
+
+Cores = Literal["physical", "logical"] | Annotated[int, Field(ge=1, le=1024)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1, max_length=400), AfterValidator(printable)]
+_Title = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(printable)]
+_Part = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(printable)]
+_Parts = Annotated[list[_Part], Field(max_length=64)]
 
 
 class _Table(BaseModel):
@@ -29,97 +32,166 @@ class _Table(BaseModel):
 
 
 class MatchRules(_Table):
-    """How a machine is recognised. A rule that is not given holds for all.
+    """How a machine is recognised. Every rule that is given must hold; one that is not given holds for all."""
 
-    Attributes:
-        system: one of these systems.
-        machine: one of these instruction sets.
-        board: the device tree's model contains one of these.
-        vendor: the maker's name contains one of these.
-        product: the machine's name contains one of these.
-        cpu_model: the processor's name contains one of these.
-        chassis: one of these kinds.
-        features: all of these instruction sets.
-        memory_mb_min: at least so much memory.
-        memory_mb_max: at most so much memory.
+    system: _Parts = Field(default=[], description="one of these systems: linux, darwin, windows")
+    machine: _Parts = Field(default=[], description="one of these instruction sets: x86_64, aarch64, …")
+    compatible: _Parts = Field(
+        default=[], description="the device tree's `compatible` contains one of these, such as nvidia,p3767-0003"
+    )
+    board: _Parts = Field(default=[], description="the device tree's `model` contains one of these")
+    vendor: _Parts = Field(default=[], description="the maker's name (DMI sys_vendor) contains one of these")
+    product: _Parts = Field(default=[], description="the machine's name (DMI product_name) contains one of these")
+    cpu_model: _Parts = Field(default=[], description="the processor's name contains one of these")
+    chassis: list[Literal["desktop", "laptop", "server", "tablet", "embedded"]] = Field(
+        default=[], description="one of these kinds of chassis (DMI chassis_type)"
+    )
+    gpus: _Parts = Field(default=[], description="a graphics processor of one of these makers: nvidia, amd, intel, …")
+    features: _Parts = Field(
+        default=[], description="all of these instruction sets, in Linux's names: avx2, asimddp, …"
+    )
+    memory_mb_min: int | None = Field(default=None, ge=0, description="at least so much memory, MiB")
+    memory_mb_max: int | None = Field(default=None, ge=0, description="at most so much memory, MiB")
+
+    @model_validator(mode="after")
+    def _can_hold(self) -> MatchRules:
+        low, high = self.memory_mb_min, self.memory_mb_max
+        if low is not None and high is not None and low > high:
+            message = f"memory_mb_min ({low}) is above memory_mb_max ({high}): no machine could ever fit"
+            raise ValueError(message)
+        return self
+
+
+class TrainingPlan(_Table):
+    """What training may spend here, and how it is cut up.
+
+    A community's charter decides the rank, window and batch of a round; here is what a training alone takes where
+    nobody says, and what a round never exceeds.
     """
 
-    system: list[str] = []
-    machine: list[str] = []
-    board: list[str] = []
-    vendor: list[str] = []
-    product: list[str] = []
-    cpu_model: list[str] = []
-    chassis: list[str] = []
-    features: list[str] = []
-    memory_mb_min: int | None = Field(default=None, ge=0)
-    memory_mb_max: int | None = Field(default=None, ge=0)
+    cores: Cores = Field(default="physical", description="threads: physical or logical cores, or a number")
+    spare_cores: int = Field(default=0, ge=0, le=1024, description="of them kept free; one is always used")
+    memory_share: float = Field(default=0.4, gt=0, le=0.9, description="share of the memory that training may take")
+    compute: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="arithmetic of the frozen layers; auto measures once"
+    )
+    rank: int = Field(default=8, ge=1, le=256, description="LoRA rank of a training alone where nobody says")
+    max_rank: int = Field(default=64, ge=1, le=256, description="no round trains more than this, whatever the charter")
+    window: int = Field(default=256, ge=16, le=8192, description="tokens of a window alone where nobody says")
+    batch: int = Field(default=8, ge=1, le=256, description="windows of a step alone where nobody says")
+    micro_batch: int = Field(
+        default=8, ge=1, le=256, description="most windows that one pass takes, alone and in rounds"
+    )
 
-
-class TrainingLimits(_Table):
-    """What training may spend and how large its steps are.
-
-    Attributes:
-        cores: ``physical``, ``logical``, or a number; never more than the process may use.
-        spare_cores: how many of them stay free for the owner; one is always used.
-        memory_share: share of the memory that training may take.
-        nice: niceness of the worker.
-        rank: rank of the device's adapter; never above the charter's.
-        window: tokens of a window.
-        batch: windows of a step.
-    """
-
-    cores: Literal["physical", "logical"] | int = "physical"
-    spare_cores: int = Field(default=0, ge=0)
-    memory_share: float = Field(default=0.5, gt=0, le=0.9)
-    nice: int = Field(default=19, ge=0, le=19)
-    rank: int = Field(default=8, ge=1, le=256)
-    window: int = Field(default=256, ge=16, le=8192)
-    batch: int = Field(default=4, ge=1, le=64)
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainingPlan:
+        if self.rank > self.max_rank:
+            message = f"rank ({self.rank}) is above max_rank ({self.max_rank})"
+            raise ValueError(message)
+        return self
 
     def threads_for(self, hardware: Hardware) -> int:
         """Give how many threads training uses on this machine."""
-        counts = {"physical": hardware.physical_cores, "logical": hardware.logical_cores}
-        wanted = self.cores if isinstance(self.cores, int) else counts[self.cores]
-        return max(1, min(wanted, hardware.usable_cores) - self.spare_cores)
+        return _threads(self.cores, self.spare_cores, hardware)
 
 
-class RuntimeLimits(_Table):
-    """How llama.cpp runs the model for its owner.
+class RuntimePlan(_Table):
+    """How llama.cpp answers for the owner."""
 
-    Attributes:
-        context: tokens of context.
-        batch: tokens evaluated at once.
-    """
+    cores: Cores = Field(default="physical", description="threads: physical or logical cores, or a number")
+    context: int = Field(default=2048, ge=128, le=1 << 20, description="tokens of a conversation that are held")
+    batch: int = Field(default=256, ge=16, le=8192, description="tokens that one pass of the model takes")
+    gpu_layers: Literal["all"] | Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0, description="layers on the graphics processor: a number, or all; needs a llama.cpp built for it"
+    )
 
-    context: int = Field(default=2048, ge=128)
-    batch: int = Field(default=256, ge=1)
+    def threads_for(self, hardware: Hardware) -> int:
+        """Give how many threads an answer is computed on."""
+        return _threads(self.cores, 0, hardware)
+
+    @property
+    def offloaded(self) -> int:
+        """Layers to put on a graphics processor, as llama.cpp counts them."""
+        return ALL_LAYERS if self.gpu_layers == "all" else self.gpu_layers
+
+
+class LlamaBuild(_Table):
+    """How llama-cpp-python is installed, so that it uses what this processor has."""
+
+    cmake: list[Annotated[str, Field(pattern=r"^-D[A-Za-z0-9_]+=[A-Za-z0-9_.+;-]+$")]] = Field(
+        default=[], max_length=32, description="CMake options for compiling it here, such as -DGGML_NATIVE=ON"
+    )
+    jobs: int | None = Field(default=None, ge=1, le=1024, description="files compiled at once; for little memory")
+    wheels: Annotated[str, Field(pattern=r"^https://[^\s\"'`$\\]+$")] | None = Field(
+        default=None, description="an index of wheels that are built already, instead of compiling"
+    )
+    note: Text | None = Field(default=None, description="what else one should know before installing")
+
+
+class SuitedBase(_Table):
+    """A base model that suits such a machine. A community shares one base: the weakest of its devices decides."""
+
+    model: Text = Field(description="a model of this size that can be trained here, by the name its makers gave it")
+    parameters: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[MB]$")] = Field(description="such as 135M or 1.7B")
+    quantisation: Annotated[str, Field(pattern=r"^[A-Z0-9_]+$")] = Field(description="of the GGUF: Q8_0, Q4_K_M, …")
+    memory_mb_min: int = Field(ge=0, description="memory that the machine must have, MiB")
+    file_mb: int = Field(ge=1, description="size of the GGUF, MiB")
+    training_mb: int = Field(
+        ge=1, description="peak of a training at this profile's max_rank, window and micro_batch, MiB"
+    )
+    why: Text = Field(description="why this one")
+
+
+class Sensors(_Table):
+    """Which sensors tell how this machine is."""
+
+    temperature: _Parts = Field(
+        default=[],
+        description="zones and chips whose temperature counts, with * for any letters; none for every processor's",
+    )
+    expected: _Parts = Field(
+        default=[],
+        description="sensors that such a machine has, so that a silent one is noticed: heat, pi-firmware, supply, …",
+    )
 
 
 class Profile(_Table):
-    """One kind of machine.
+    """One kind of machine."""
 
-    Attributes:
-        name: the file's name without its suffix.
-        title: what people call the machine.
-        match: how it is recognised.
-        training: what training may spend.
-        runtime: how the model is run.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    title: str = Field(min_length=1, max_length=100)
+    name: Name = Field(description="the file's name without .toml")
+    extends: Name | None = Field(default=None, description="the profile that says everything that this one does not")
+    title: _Title = Field(description="what people call the machine")
     match: MatchRules = MatchRules()
-    training: TrainingLimits = TrainingLimits()
-    runtime: RuntimeLimits = RuntimeLimits()
+    training: TrainingPlan = TrainingPlan()
+    runtime: RuntimePlan = RuntimePlan()
+    llama: LlamaBuild = LlamaBuild()
+    bases: Annotated[list[SuitedBase], Field(max_length=32)] = Field(
+        default=[], description="bases that suit, the smallest first"
+    )
+    governor: GovernorSettings = Field(default=GovernorSettings(), description="when training stops and goes on")
+    sensors: Sensors = Sensors()
 
     def budget_for(self, hardware: Hardware) -> Budget:
         """Give what training may spend on this machine."""
         return Budget(
             threads=self.training.threads_for(hardware),
-            nice=self.training.nice,
-            memory_mb=int(hardware.memory_mb * self.training.memory_share),
+            memory_mb=max(1, int(hardware.memory_mb * self.training.memory_share)),
         )
+
+    def governor_layer(self) -> dict[str, Any]:
+        """Give what this profile says about the governor, and nothing that it leaves to the defaults.
+
+        The zones that the sensors table names are those whose temperature counts.
+        """
+        said: dict[str, Any] = self.governor.model_dump(exclude_unset=True)
+        if self.sensors.temperature:
+            said["temperature"] = {"zones": list(self.sensors.temperature), **said.get("temperature", {})}
+        return said
+
+    def base_for(self, hardware: Hardware) -> SuitedBase | None:
+        """Give the largest base that suits this machine; None where it has too little memory for any."""
+        fitting = [base for base in self.bases if base.memory_mb_min <= hardware.memory_mb]
+        return max(fitting, key=lambda base: base.training_mb, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,132 +200,15 @@ class Budget:
 
     Attributes:
         threads: threads it computes with.
-        nice: its niceness.
         memory_mb: resident memory, MiB.
     """
 
     threads: int
-    nice: int
     memory_mb: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recognised:
-    """Which profile fits a machine, and why.
-
-    Attributes:
-        profile: the one that fits best.
-        reasons: phrases for a person, one for each rule that held.
-    """
-
-    profile: Profile
-    reasons: tuple[str, ...]
-
-
-def load_profiles(*, extra: Sequence[Path] = ()) -> tuple[Profile, ...]:
-    """Give all profiles, sorted by name: the built-in ones, and those of further folders.
-
-    Args:
-        extra: folders whose profiles replace those of the same name that came before.
-
-    Raises:
-        SettingsError: a profile does not fit the schema, or there are none.
-    """
-    found: dict[str, Profile] = {}
-    for folder in (_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT, *extra):
-        for path in sorted(folder.glob("*.toml")):
-            profile = read_profile(path)
-            found[profile.name] = profile
-    if GENERIC not in found:
-        raise SettingsError(
-            f"the profile {GENERIC} is missing from {_CHECKOUT}", advice="Reinstall Bramble; its files are incomplete."
-        )
-    return tuple(found[name] for name in sorted(found))
-
-
-def read_profile(path: Path) -> Profile:
-    """Read one profile.
-
-    Raises:
-        SettingsError: it cannot be read or does not fit the schema.
-    """
-    advice = f"Correct {path}; the other profiles show what one may say."
-    try:
-        profile = Profile.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except ValidationError as cause:
-        first = cause.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SettingsError(f"profile {path.name}: {where}: {first['msg']}", advice=advice) from cause
-    except (OSError, ValueError, RecursionError) as cause:
-        raise SettingsError(f"profile {path.name} cannot be read: {cause}", advice=advice) from cause
-    if profile.name != path.stem:
-        raise SettingsError(f"profile {path.name} calls itself {profile.name}", advice=advice)
-    return profile
-
-
-def recognise(hardware: Hardware, profiles: Sequence[Profile]) -> Recognised:
-    """Give the profile that fits a machine best, and why.
-
-    Raises:
-        SettingsError: none fits; the generic one fits everything.
-    """
-    best: tuple[int, Recognised] | None = None
-    for profile in sorted(profiles, key=lambda profile: profile.name):
-        held = fit(profile.match, hardware)
-        if held is None:
-            continue
-        score = sum(_WEIGHTS.get(rule, 1) for rule in held)
-        if best is None or score > best[0]:
-            best = (score, Recognised(profile=profile, reasons=tuple(held.values())))
-    if best is None:
-        raise SettingsError("no profile fits this machine", advice="Keep the generic profile, which fits all.")
-    found = best[1]
-    return found if found.reasons else Recognised(profile=found.profile, reasons=("no more specific profile fits",))
-
-
-def fit(rules: MatchRules, hardware: Hardware) -> dict[str, str] | None:
-    """Give the reason for each rule by its name, or None where one does not hold."""
-    memory = hardware.memory_mb
-    low, high = rules.memory_mb_min, rules.memory_mb_max
-    checks = (
-        _one_of("system", rules.system, hardware.system, "the system is {}"),
-        _one_of("machine", rules.machine, hardware.machine, "the instruction set is {}"),
-        _one_of("chassis", rules.chassis, hardware.chassis, "the chassis is that of a {}"),
-        _contains("board", rules.board, hardware.board, "the device tree says “{}”"),
-        _contains("vendor", rules.vendor, hardware.vendor, "the maker is “{}”"),
-        _contains("product", rules.product, hardware.product, "the machine calls itself “{}”"),
-        _contains("cpu_model", rules.cpu_model, hardware.cpu_model, "the processor is “{}”"),
-        _Check(
-            rule="features",
-            given=bool(rules.features),
-            holds=hardware.features.issuperset(rules.features),
-            reason=f"the processor has {', '.join(rules.features)}",
-        ),
-        _Check(
-            rule="memory",
-            given=low is not None or high is not None,
-            holds=(low or 0) <= memory and (high is None or memory <= high),
-            reason=f"there are {memory:,} MiB of memory",
-        ),
-    )
-    given = [check for check in checks if check.given]
-    return {check.rule: check.reason for check in given} if all(check.holds for check in given) else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """One rule held against a machine."""
-
-    rule: str
-    given: bool
-    holds: bool
-    reason: str
-
-
-def _one_of(rule: str, wanted: Sequence[str], value: str, words: str) -> _Check:
-    return _Check(rule=rule, given=bool(wanted), holds=value in wanted, reason=words.format(value))
-
-
-def _contains(rule: str, wanted: Sequence[str], value: str, words: str) -> _Check:
-    holds = any(part.casefold() in value.casefold() for part in wanted)
-    return _Check(rule=rule, given=bool(wanted), holds=holds, reason=words.format(value))
+def _threads(cores: Cores, spare: int, hardware: Hardware) -> int:
+    """Give a number of threads that the process may really use, and at least one."""
+    counts = {"physical": hardware.physical_cores, "logical": hardware.logical_cores}
+    wanted = cores if isinstance(cores, int) else counts[cores]
+    return max(1, min(wanted, hardware.usable_cores) - spare)

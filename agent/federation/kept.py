@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from agent.data.consent import ConsentBook
+from agent.device.machine import this_machine
 from agent.errors import AdapterError, NotInitialisedError, NotJoinedError
 from agent.federation.judging import AdapterFiles, measure
 from agent.federation.store import DeviceStore, Membership, open_device_store
@@ -150,7 +151,8 @@ async def heldout_losses(
         AdapterError: an adapter belongs to another base.
     """
     with open_device_store(home) as store:
-        membership, settings = store.membership, load_settings(home.settings)
+        membership = store.membership
+        settings = load_settings(home.settings, over=this_machine(home).training_settings())
         sources = [row.path for row in ConsentBook(store.connection).sources()]
         base = open_gguf(membership.base)
         variants: dict[str, tuple[Path, ...]] = {}

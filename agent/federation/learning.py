@@ -78,7 +78,7 @@ def training_job(
         target_modules=charter.target_modules,
         steps=plan.steps if steps is None else steps,
         batch_size=plan.batch_size,
-        micro_batch=fitted.micro_batch if fitted else None,
+        micro_batch=fitted.micro_batch if fitted else _most_windows(settings, plan.batch_size),
         checkpointing=fitted.checkpointing if fitted else False,
         learning_rate=plan.learning_rate,
         warmup_steps=plan.warmup_steps,
@@ -94,6 +94,11 @@ def training_job(
         checkpoint_seconds=settings.checkpoint_seconds,
         out_dir=directory / "trained",
     )
+
+
+def _most_windows(settings: DeviceSettings, batch_size: int) -> int | None:
+    """Give how many windows a pass takes where nothing else bounds it; None for all of a step."""
+    return None if settings.micro_batch is None else min(settings.micro_batch, batch_size)
 
 
 async def learn(

@@ -14,7 +14,8 @@ from agent.training.job import Job
 
 R = TypeVar("R", bound=BaseModel)
 
-_NOT_WHAT_IS_DONE = {"threads"}
+_NOT_WHAT_IS_DONE = {"threads", "max_memory_mb", "max_micro_batch"}
+"""How a job is done, or what bounded a plan that was made: neither makes another result than the one that is kept."""
 
 
 async def once(path: Path, job: Job, kind: type[R], work: Callable[[], Awaitable[R]]) -> R:

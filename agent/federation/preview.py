@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.data.consent import ConsentBook
+from agent.device.machine import this_machine
 from agent.errors import NoTextError
 from agent.federation.store import open_device_store
 from agent.llm.seedling import SEEDLING_PATH
@@ -33,7 +34,7 @@ def preview_job(home: Home, *, path: Path | None, base: Path | None, window: int
         NotInitialisedError: no path is given, and there is no device.
         NoTextError: no path is given, and nothing was consented to.
     """
-    settings = load_settings(home.settings)
+    settings = load_settings(home.settings, over=this_machine(home).training_settings())
     sources: list[Path] = [] if path is None else [path]
     if path is None or home.database.is_file():
         with open_device_store(home) as store:

@@ -12,6 +12,7 @@ from agent.crypto.sealing import SealKey
 from agent.errors import DoesNotFitError, TrainingPausedError
 from agent.federation.learning import Learned, learn
 from agent.federation.messages import Manifest
+from agent.federation.planning import most_memory_mb
 from agent.federation.store import open_device_store
 from agent.federation.text import prepare_text
 from agent.paths import Home
@@ -110,6 +111,27 @@ async def test_without_a_limit_nothing_is_planned(member: Member) -> None:
     assert workers.planned == []
     assert (workers.trained[0].micro_batch, workers.trained[0].checkpointing) == (None, False)
     assert learned.norm > 0
+
+
+@pytest.mark.slow
+async def test_what_surely_fits_is_not_planned_and_takes_no_more_windows_than_may_be(member: Member) -> None:
+    workers = Notes()
+    with open_device_store(member.home) as store:
+        charter = store.membership.charter
+    most = most_memory_mb(member.base, charter, rank=4, micro_batch=1)
+    await learnt(member, DeviceSettings(memory_mb=most, micro_batch=1, compute="float32"), 6, workers=workers)
+    assert (workers.planned, workers.trained[0].micro_batch) == ([], 1)
+    await learnt(member, DeviceSettings(micro_batch=99, compute="float32"), 7, workers=workers)
+    assert workers.trained[1].micro_batch == charter.training.batch_size
+
+
+async def test_what_may_not_fit_is_planned_within_the_machine_s_bounds(member: Member) -> None:
+    workers = Notes(fits=False)
+    with open_device_store(member.home) as store:
+        most = most_memory_mb(member.base, store.membership.charter, rank=4, micro_batch=1)
+    with pytest.raises(DoesNotFitError):
+        await learnt(member, DeviceSettings(memory_mb=most - 1, micro_batch=1), 8, workers=workers)
+    assert [(job.memory_mb, job.max_micro_batch) for job in workers.planned] == [(most - 1, 1)]
 
 
 async def test_a_round_that_does_not_fit_says_so_and_is_not_planned_again(member: Member) -> None:

@@ -15,7 +15,7 @@ from agent.data.decoding import NotTextError
 from agent.data.jsonl import JsonlSource
 from agent.data.redaction import find_private, redact
 from agent.data.sources import FileSource, Source
-from agent.device.profile import read_profile
+from agent.device.profile_files import read_profile
 from agent.errors import DataError, SettingsError
 from agent.llm.answering import Sampling
 from agent.serving.app import build_app

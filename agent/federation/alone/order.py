@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.data.consent import ConsentBook
-from agent.device.hardware import detect
-from agent.device.profile import load_profiles, recognise
+from agent.device.machine import Machine, this_machine
 from agent.errors import NoTextError, NotInitialisedError, NotJoinedError, SettingsError
 from agent.federation.store import open_device_store
 from agent.governance.charter import Charter, TrainingPlan
@@ -28,6 +27,9 @@ LEAST_APART = 5
 """Steps between two looks at least."""
 _ALPHA_A_RANK = 2.0
 _WARMUP_SHARE = 10
+
+
+_NOT_WHAT_IS_MADE = ("threads", "checkpoint_seconds", "max_memory_mb", "max_micro_batch")
 
 
 class _Frozen(BaseModel):
@@ -80,6 +82,7 @@ class Order(_Frozen):
         epochs: how often every window is seen.
         batch_size: windows a step.
         micro_batch: windows a pass; None for the plan to choose.
+        max_micro_batch: no more than this where the plan chooses.
         checkpointing: keep less for the backward pass; None for the plan to choose.
         trunk_cache: keep what the unchanged layers give on disk; None for the plan to choose.
         learning_rate: at its highest.
@@ -89,6 +92,7 @@ class Order(_Frozen):
         patience: looks at held-out text without a lower loss before training stops.
         compute: arithmetic of the frozen layers.
         memory_mb: what training may take at most, MiB; None for what is free.
+        max_memory_mb: no more than this of what is free, MiB.
         max_heldout_windows: held-out windows that base and adapter are compared on in the end.
         checkpoint_seconds: how much training a power cut may cost.
         threads: to compute on.
@@ -110,6 +114,7 @@ class Order(_Frozen):
     epochs: float
     batch_size: int
     micro_batch: int | None
+    max_micro_batch: int | None = None
     checkpointing: bool | None
     trunk_cache: bool | None
     learning_rate: float
@@ -119,13 +124,14 @@ class Order(_Frozen):
     patience: int
     compute: Compute
     memory_mb: int | None
+    max_memory_mb: int | None = None
     max_heldout_windows: int
     checkpoint_seconds: float
     threads: int
 
     def is_same_as(self, other: Order) -> bool:
         """Say whether both make the same adapter, so that one can go on where the other stopped."""
-        same = {"threads": self.threads, "checkpoint_seconds": self.checkpoint_seconds}
+        same = {name: getattr(self, name) for name in _NOT_WHAT_IS_MADE}
         return other.model_copy(update=same) == self
 
     def prepare_job(self, directory: Path) -> PrepareJob:
@@ -159,8 +165,10 @@ class Order(_Frozen):
             batch_size=self.batch_size,
             steps=steps,
             memory_mb=self.memory_mb,
+            max_memory_mb=self.max_memory_mb,
             compute=self.compute,
             micro_batch=self.micro_batch,
+            max_micro_batch=self.max_micro_batch,
             checkpointing=self.checkpointing,
             trunk_cache=self.trunk_cache,
             evaluate_every=_evaluate_every(steps),
@@ -216,24 +224,26 @@ def take_order(home: Home, wanted: Wanted) -> Order:
         AdapterError: it has no layers of a name that was given.
         SettingsError: the window is longer than what the base was trained to read.
     """
-    settings = _settings(home, wanted)
+    machine = this_machine(home)
+    settings = _settings(home, wanted, machine)
     charter, base, sources = _of_the_device(home, wanted)
     base_path = (wanted.base or base or SEEDLING_PATH).resolve()
     model = open_gguf(base_path)
     sha256 = sha256_file(base_path)
     if charter is not None and charter.base_sha256 != sha256:
         charter = None
-    training = charter.training if charter else TrainingPlan()
+    suited = machine.profile.training
+    training = charter.training if charter else TrainingPlan(batch_size=suited.batch, window=suited.window)
     targets = wanted.target_modules or (charter.target_modules if charter else linear_names(model))
     target_shapes(model, targets)
-    window = wanted.window or training.window
+    window = wanted.window or (training.window if charter else min(training.window, model.config.context_length))
     if window > model.config.context_length:
         raise SettingsError(
             f"a window of {window} tokens is longer than what {base_path.name} was trained to read:"
             f" {model.config.context_length}",
             advice=f"Use --window {model.config.context_length} or less.",
         )
-    rank = wanted.rank or settings.rank or (charter.rank if charter else Charter.model_fields["rank"].default)
+    rank = wanted.rank or settings.rank or (min(charter.rank, suited.max_rank) if charter else suited.rank)
     same_rank = charter is not None and rank == charter.rank
     return Order(
         base_path=base_path,
@@ -252,6 +262,7 @@ def take_order(home: Home, wanted: Wanted) -> Order:
         epochs=wanted.epochs or EPOCHS,
         batch_size=wanted.batch_size or training.batch_size,
         micro_batch=wanted.micro_batch,
+        max_micro_batch=settings.micro_batch or suited.micro_batch,
         checkpointing=wanted.checkpointing,
         trunk_cache=wanted.trunk_cache,
         learning_rate=wanted.learning_rate or training.learning_rate,
@@ -261,20 +272,17 @@ def take_order(home: Home, wanted: Wanted) -> Order:
         patience=wanted.patience,
         compute=settings.compute,
         memory_mb=settings.memory_mb,
+        max_memory_mb=machine.budget.memory_mb,
         max_heldout_windows=settings.max_heldout_windows,
         checkpoint_seconds=settings.checkpoint_seconds,
         threads=settings.threads,
     )
 
 
-def _settings(home: Home, wanted: Wanted) -> DeviceSettings:
-    """Give the settings of the device with what was said on top; without a device, threads as a new one would get."""
+def _settings(home: Home, wanted: Wanted, machine: Machine) -> DeviceSettings:
+    """Give the settings of the device with what was said on top, and what suits the machine beneath."""
     said = {name: getattr(wanted, name) for name in ("compute", "memory_mb", "threads", "filter_secrets")}
-    over: dict[str, object] = {}
-    if not home.settings.is_file():
-        hardware = detect()
-        over["threads"] = recognise(hardware, load_profiles()).profile.training.threads_for(hardware)
-    return load_settings(home.settings, over=over, command_line=said)
+    return load_settings(home.settings, over=machine.training_settings(), command_line=said)
 
 
 def _of_the_device(home: Home, wanted: Wanted) -> tuple[Charter | None, Path | None, tuple[Path, ...]]:

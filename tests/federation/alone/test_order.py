@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.device.hardware import detect
+from agent.device.machine import this_machine
 from agent.errors import AdapterError, ConsentMissingError, NoTextError, NotInitialisedError, SettingsError
 from agent.federation.alone.order import Order, Wanted, require_consent, take_order
 from agent.llm.seedling import SEEDLING_PATH
@@ -49,6 +51,52 @@ def test_a_member_trains_as_the_charter_says_on_what_was_consented_to(
     said = take_order(home, Wanted(rank=2, window=16, memory_mb=90, target_modules=("o_proj",), epochs=1.0))
     assert (said.rank, said.alpha, said.window, said.memory_mb) == (2, 4.0, 16, 90)
     assert said.target_modules == ("o_proj",)
+
+
+OLD_BOARD = """
+title = "Old board"
+[training]
+cores = 1
+compute = "float32"
+memory_share = 0.01
+rank = 2
+max_rank = 2
+window = 64
+batch = 3
+micro_batch = 1
+"""
+
+
+def old_board(home: Home) -> None:
+    """Make the owner's own profile the one of this machine."""
+    home.profiles.mkdir(parents=True)
+    (home.profiles / "old-board.toml").write_text(
+        f'name = "old-board"{OLD_BOARD}[match]\nsystem = ["{detect().system}"]\n'
+    )
+
+
+def test_where_nobody_says_the_machine_s_profile_does(tmp_path: Path, tiny_q8: Path, text: Path) -> None:
+    home = nobody(tmp_path)
+    old_board(home)
+    order = take_order(home, Wanted(sources=(text,), base=tiny_q8))
+    assert (order.rank, order.alpha, order.window, order.batch_size) == (2, 4.0, 64, 3)
+    assert (order.threads, order.compute, order.memory_mb, order.max_micro_batch) == (1, "float32", None, 1)
+    asked = order.plan_job(train=text, heldout=text, windows=4)
+    assert (asked.max_memory_mb, asked.max_micro_batch) == (order.max_memory_mb, 1)
+    assert order.max_memory_mb == this_machine(home).hardware.memory_mb // 100
+    said = take_order(home, Wanted(sources=(text,), base=tiny_q8, rank=5, window=32, batch_size=9, threads=2))
+    assert (said.rank, said.window, said.batch_size, said.threads) == (5, 32, 9, 2)
+
+
+def test_a_member_s_charter_is_bounded_by_the_profile_and_its_owner_by_nobody(
+    tmp_path: Path, tiny_q8: Path, text: Path
+) -> None:
+    home = make_member(Home(tmp_path / "home"), tiny_q8, text=text).home
+    old_board(home)
+    order = take_order(home, Wanted())
+    assert (order.rank, order.window, order.max_micro_batch) == (2, 32, 1)
+    home.settings.write_text("rank = 9\nmicro_batch = 4\n")
+    assert (take_order(home, Wanted()).rank, take_order(home, Wanted()).max_micro_batch) == (9, 4)
 
 
 def test_a_charter_says_nothing_about_another_base(tmp_path: Path, tiny_q8: Path, text: Path) -> None:
@@ -107,4 +155,5 @@ def test_training_is_done_as_the_plan_chose(tmp_path: Path, tiny_q8: Path, text:
 def test_threads_do_not_make_another_order_and_a_learning_rate_does(tmp_path: Path, tiny_q8: Path, text: Path) -> None:
     order = order_of(tmp_path, tiny_q8, text, threads=1)
     assert order.is_same_as(order_of(tmp_path, tiny_q8, text, threads=2))
+    assert order.is_same_as(order.model_copy(update={"max_memory_mb": 1, "max_micro_batch": 1}))
     assert not order.is_same_as(order_of(tmp_path, tiny_q8, text, threads=1, learning_rate=0.5))
