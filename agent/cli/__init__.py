@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": ("agent.cli.serve:serve", "Offer the models on this device to other programs (OpenAI's API)."),
     "model": ("agent.cli.model:model", "Keep base models: import, pull, quantise, list, remove."),
     "adapter": ("agent.cli.adapter:adapter", "See, export and compare the adapters on this device."),
+    "device": ("agent.cli.machine:device", "See what machine this is and what suits it; check a profile of your own."),
     "bench": ("agent.cli.bench:bench", "Measure what this machine can do: speed, memory, time of a round."),
     "key": ("agent.cli.key:key", "Show, protect, back up, restore and change the keys."),
     "hub": ("agent.cli.hub:hub", "Run a community's hub."),

@@ -40,7 +40,9 @@ _PASTE_SECONDS = 0.05
 @click.option("--max-tokens", type=click.IntRange(1, 8192), default=200, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 5), default=0.7, show_default=True)
 @click.option("--seed", type=int, default=None, help="The same seed gives the same answer.")
-@click.option("--threads", type=click.IntRange(1), default=None)
+@click.option("--context", type=click.IntRange(128), help="Tokens of a conversation that are held.")
+@click.option("--threads", type=click.IntRange(1), help="To compute on.")
+@click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the graphics processor.")
 @click.option("--stats", is_flag=True, help="Say how long each answer took.")
 def chat(
     home: Home,
@@ -50,12 +52,21 @@ def chat(
     prompt: str | None,
     complete: bool,
     stats: bool,
+    context: int | None,
+    threads: int | None,
+    gpu_layers: int | None,
     **options: object,
 ) -> None:
-    """Talk to the model on this device, or to a GGUF with --base. `/help` says what else can be typed."""
+    """Talk to the model on this device, or to a GGUF with --base. `/help` says what else can be typed.
+
+    Context, threads and layers on the graphics processor are as this machine's profile says (`bramble device show`).
+    """
     from agent.llm.waiting import wait_politely
 
     wait_politely()
+    from dataclasses import asdict
+
+    from agent.device.machine import this_machine
     from agent.errors import AdapterError
     from agent.llm.conversation import Conversation
 
@@ -69,7 +80,8 @@ def chat(
             if base is None
             else f"Use one of {', '.join(models)}, or name it: --adapter {chosen}=FILE.",
         )
-    with Conversation(base=found.base, adapters=models, **options) as talk:  # type: ignore[arg-type]
+    suited = asdict(this_machine(home).answering(threads=threads, context=context, gpu_layers=gpu_layers))
+    with Conversation(base=found.base, adapters=models, **suited, **options) as talk:  # type: ignore[arg-type]
         talk.swap(chosen)
         if prompt is not None:
             _print(talk.complete(prompt) if complete else talk.answer(prompt))

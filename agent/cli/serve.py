@@ -23,8 +23,9 @@ from agent.paths import Home
 )
 @click.option("--slots", type=click.IntRange(1, 64), default=2, show_default=True, help="Answers computed at once.")
 @click.option("--queue", type=click.IntRange(0, 4096), default=16, show_default=True, help="Requests that may wait.")
-@click.option("--context", type=click.IntRange(64), help="Tokens of prompt and answer; the base's own up to 4096.")
-@click.option("--threads", type=click.IntRange(1), help="To compute on; every core if not given.")
+@click.option("--context", type=click.IntRange(64), help="Tokens of prompt and answer. [this machine's profile]")
+@click.option("--threads", type=click.IntRange(1), help="To compute on. [this machine's profile]")
+@click.option("--gpu-layers", type=click.IntRange(0), help="Layers on the graphics processor. [this machine's profile]")
 @click.option(
     "--grace",
     type=click.FloatRange(0, 3600),
@@ -44,6 +45,7 @@ def serve(
     queue: int,
     context: int | None,
     threads: int | None,
+    gpu_layers: int | None,
     grace: float,
     events_json: bool,
 ) -> None:
@@ -54,6 +56,7 @@ def serve(
     from agent.llm.waiting import wait_politely
 
     wait_politely()
+    from agent.device.machine import this_machine
     from agent.events import Events
     from agent.serving.catalogue import Catalogue
     from agent.serving.engine import Engine
@@ -61,11 +64,20 @@ def serve(
     from agent.serving.server import serve as run_server
 
     found = offered(home, base, adapters)
+    suited = this_machine(home).answering(threads=threads, context=context, gpu_layers=gpu_layers)
     rename = {} if base is not None else {"personal": "community+personal"}
     catalogue = Catalogue(base=found.base, read=found.read, watch=found.watch, rename=rename)
     run_server(
         address=Address(host=host, port=port, key=api_key or None),
-        engine=Engine(base=catalogue.base, n_ctx=context, slots=slots, waiting=queue, threads=threads),
+        engine=Engine(
+            base=catalogue.base,
+            n_ctx=suited.context,
+            slots=slots,
+            waiting=queue,
+            threads=suited.threads,
+            batch=suited.batch,
+            gpu_layers=suited.gpu_layers,
+        ),
         catalogue=catalogue,
         events=Events(stream=sys.stdout if events_json else sys.stderr, as_json=events_json),
         grace=grace,

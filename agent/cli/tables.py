@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 LEAST_WIDTH = 120
@@ -14,6 +15,11 @@ LEAST_WIDTH = 120
 
 def show_table(table: Table) -> None:
     """Print a table, without cutting it to a narrow terminal."""
+    wide_console().print(table)
+
+
+def wide_console() -> Console:
+    """Give a console that is not narrower than tables may be."""
     from rich.console import Console
 
-    Console(width=max(LEAST_WIDTH, shutil.get_terminal_size().columns)).print(table)
+    return Console(width=max(LEAST_WIDTH, shutil.get_terminal_size().columns))
