@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def broker_config(home: Home, hosts: tuple[str, ...], out: Path | None, **option
         )
     if plan.kind == "mosquitto":
         click.echo(f"Next: mosquitto -c {config.broker_directory}/mosquitto.conf, then bramble hub run")
+        if os.name == "posix" and os.geteuid() == 0:
+            click.echo("As root, mosquitto gives its rights up and cannot read them there: README.md says what to do.")
 
 
 @click.command("revocation-list")
