@@ -70,6 +70,8 @@ def record(file: Path, home: Home, every: float, length: float) -> None:
     from agent.device.readings import Recorded
 
     with _watch(home, _settings(home)) as watch, file.open("a", encoding="utf-8") as lines:
+        words = f"Writing a line to {file} every {spoken(every)}, for {spoken(length)}. Ctrl-C ends it earlier."
+        click.echo(f"{words} What is written can be replayed at any time: bramble governor replay {file}", err=True)
         end = time.monotonic() + length
         while True:
             now = datetime.now().astimezone()
